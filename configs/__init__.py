@@ -1,0 +1,1 @@
+"""Recipes: each file returns one ConfigDict of named stages."""

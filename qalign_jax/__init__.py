@@ -1,0 +1,1 @@
+"""Question-translation training for multilingual reasoning on TPUs (arXiv 2405.01345)."""

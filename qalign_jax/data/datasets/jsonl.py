@@ -1,0 +1,28 @@
+"""Anyone's own training data: JSON Lines {"instruction", "response"}, optional id and language."""
+
+from qalign_jax.data.datasets import base, files
+
+
+class JSONLines(base.ExamplesBuilder):
+    """An empty instruction means plain text: the response is trained whole, without a prompt."""
+
+    name = "jsonl"
+    OPTIONS = {"language": ""}  # of rows that do not say theirs
+
+    @classmethod
+    def find_files(cls, config):
+        return {"": files.existing(config.path, "jsonl takes a file with one JSON object a line")}
+
+    @classmethod
+    def read(cls, config):
+        for number, where, row in files.read_objects(config.paths[""]):
+            language = files.text_field(row, ("language",), where, config.options["language"])
+            if config.languages and language not in config.languages:
+                continue
+            response = files.text_field(row, ("response",), where)
+            yield {
+                "id": files.text_field(row, ("id",), where, number),
+                "instruction": files.text_field(row, ("instruction",), where),
+                "response": files.filled(response, "response", where),
+                "language": language,
+            }

@@ -1,0 +1,194 @@
+"""A source named in a config -> its examples, built once as ArrayRecord and read at random."""
+
+import contextlib
+import dataclasses
+import importlib
+import io
+import os
+import re
+import shutil
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from absl import logging
+from etils import epath
+
+from qalign_jax.data import prompts
+
+# Imported by name: TFDS takes a second to import, and a typo should not wait for it.
+BUILDERS = {
+    "question_pairs": "QuestionPairs",
+    "gsm8k": "GSM8K",
+    "metamath": "MetaMath",
+    "gsm8kinstruct": "GSM8KInstruct",
+    "jsonl": "JSONLines",
+    "word_problems": "WordProblems",
+    "mgsm": "MGSM",
+    "msvamp": "MSVAMP",
+}
+_SLICE = re.compile(r"\[\s*(-?\d+)?\s*:\s*(-?\d+)?\s*\]")
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """A checked source: `Source.parse` reads the config's mapping and raises ValueError.
+
+    `weight` is how often an epoch sees each example (0.5: a seeded half); `slice` is applied to
+    the examples in the source's own order.
+    """
+
+    name: str
+    path: str
+    languages: tuple[str, ...]
+    split: str
+    slice: slice
+    weight: float
+    options: tuple[tuple[str, Any], ...]
+
+    @classmethod
+    def parse(cls, source: Mapping[str, Any]) -> "Source":
+        given = {key: source[key] for key in source}
+        name = given.pop("name", "")
+        if name not in BUILDERS:
+            raise ValueError(f"unknown data set {name!r}; name is one of {', '.join(BUILDERS)}")
+        languages = given.pop("languages", ())
+        if isinstance(languages, str):
+            raise ValueError(f"languages={languages!r}: give a tuple of codes, like ('de', 'fr')")
+        for language in languages:
+            prompts.language_name(language)
+        weight = given.pop("weight", 1.0)
+        if not isinstance(weight, (int, float)) or not 0 < weight < float("inf"):
+            raise ValueError(
+                f"weight={weight!r} of {name} must be a number above 0 (how often an epoch sees "
+                "each example); leave the source out instead of giving it no weight"
+            )
+        path, split = str(given.pop("path", "")), given.pop("split", "")
+        chosen = parse_slice(given.pop("slice", ""))
+        known = load_builder(name).OPTIONS
+        if unknown := sorted(set(given) - set(known)):
+            raise ValueError(
+                f"{name} has no key {', '.join(unknown)}; it has name, path, languages, split, "
+                f"slice, weight{''.join(', ' + key for key in known)}"
+            )
+        options = tuple(sorted((dict(known) | given).items()))
+        return cls(name, path, tuple(languages), split, chosen, float(weight), options)
+
+    def configure(self):
+        """The builder's config, whose name is the fingerprint of the files and options."""
+        builder = load_builder(self.name)
+        return builder.configure(self.path, self.languages, self.split, dict(self.options))
+
+
+class Examples(Sequence):
+    """Random access to a data set's examples as dicts of str; `name` is its fingerprint."""
+
+    def __init__(self, data: Sequence, indices: range, name: str):
+        self._data, self._indices, self.name = data, indices, name
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def __getitem__(self, index: int) -> dict[str, str]:
+        return _decoded(self._data[self._indices[index]])
+
+    def __iter__(self) -> Iterator[dict[str, str]]:
+        for start in range(0, len(self), 1024):
+            yield from self.batch(range(start, min(start + 1024, len(self))))
+
+    def batch(self, indices: Sequence[int]) -> list[dict[str, str]]:
+        """Several examples at once, which is cheaper than one by one."""
+        return [
+            _decoded(row) for row in self._data.__getitems__([self._indices[i] for i in indices])
+        ]
+
+
+def load_examples(source: Mapping[str, Any] | Source, data_dir: str | os.PathLike) -> Examples:
+    """The examples of a source, built under `data_dir` unless they are there already.
+
+    Training sets hold id, instruction, response, language (no instruction: plain text);
+    benchmarks hold id, language, question, answer.
+
+    Raises:
+      ValueError: what is wrong with the source or its files, by file and line.
+    """
+    if not isinstance(source, Source):
+        source = Source.parse(source)
+    config = source.configure()
+    folder = _built(source, config, epath.Path(data_dir))
+    data = _tfds().builder_from_directory(folder).as_data_source(split="train")
+    indices = range(len(data))[source.slice]
+    if not indices:
+        raise ValueError(
+            f"slice [{source.slice.start}:{source.slice.stop}] of {source.name} {source.path} "
+            f"keeps nothing of its {len(data)} examples; choose another slice"
+        )
+    return Examples(data, indices, config.name)
+
+
+def load_builder(name: str) -> type:
+    """The builder class of a name in BUILDERS."""
+    return getattr(importlib.import_module(f"qalign_jax.data.datasets.{name}"), BUILDERS[name])
+
+
+def parse_slice(text: str) -> slice:
+    """`""` is everything; `"[a:b]"` means what it means in Python."""
+    match = _SLICE.fullmatch(text.strip()) if isinstance(text, str) else None
+    if text == "":
+        return slice(None, None)
+    if not match:
+        raise ValueError(f"slice {text!r} must look like [100:200], [:200] or [-200:]")
+    start, stop = match.groups()
+    return slice(int(start) if start else None, int(stop) if stop else None)
+
+
+def _built(source: Source, config, data_dir: epath.Path) -> epath.Path:
+    """The folder of the built data set. Built aside and renamed: others may build it too."""
+    builder_class = load_builder(source.name)
+    version = str(builder_class.VERSION)
+    final = data_dir / source.name / config.name
+    if (final / version).exists():
+        return final / version
+    tfds = _tfds()
+    aside = data_dir / f".building-{uuid.uuid4().hex}"
+    try:
+        with _quiet():
+            builder = builder_class(data_dir=aside, config=config, file_format="array_record")
+            builder.download_and_prepare(
+                download_config=tfds.download.DownloadConfig(try_download_gcs=False)
+            )
+        final.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            (aside / source.name / config.name).rename(final)
+        except OSError:
+            if not (final / version).exists():
+                raise
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    logging.info("built %s from %s", final, source.path or "code")
+    return final / version
+
+
+def _tfds():
+    import tensorflow_datasets as tfds
+
+    tfds.disable_progress_bar()
+    return tfds
+
+
+@contextlib.contextmanager
+def _quiet():
+    """TFDS prints to stdout, where a command's result stands, and warns of any named config."""
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity(logging.ERROR)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        logging.set_verbosity(verbosity)
+
+
+def _decoded(row: Mapping[str, Any]) -> dict[str, str]:
+    return {
+        key: value.decode() if isinstance(value, bytes) else value for key, value in row.items()
+    }

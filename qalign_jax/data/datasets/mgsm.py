@@ -1,0 +1,62 @@
+"""mGSM (arXiv 2210.03057): 250 GSM8K test questions, parallel in eleven languages."""
+
+from qalign_jax.data import prompts
+from qalign_jax.data.datasets import base, files
+
+
+class MGSM(base.ExamplesBuilder):
+    """`mgsm_de.tsv` (question, tab, answer) or `mgsm_German.json` (JSON Lines {query, response}).
+
+    An id is the row's number, the same problem in every language.
+    """
+
+    name = "mgsm"
+    KEYS = base.BENCHMARK_KEYS
+
+    @classmethod
+    def find_files(cls, config):
+        folder = files.existing(config.path, "give the folder that holds mgsm_de.tsv and so on")
+        found = {}
+        for code in config.languages or prompts.LANGUAGES:
+            names = (f"mgsm_{code}.tsv", f"mgsm_{prompts.LANGUAGES[code]}.json")
+            there = [folder / name for name in names if (folder / name).exists()]
+            if there:
+                found[code] = there[0]
+            elif config.languages:
+                raise ValueError(
+                    f"{folder} has neither {names[0]} nor {names[1]}; add one of them or take "
+                    f"{code!r} out of languages"
+                )
+        if not found:
+            raise ValueError(f"{folder} has no mgsm_<code>.tsv or mgsm_<Language>.json file")
+        return found
+
+    @classmethod
+    def read(cls, config):
+        for language, path in config.paths.items():
+            rows = _tsv(path) if path.suffix == ".tsv" else _json(path)
+            for number, where, question, answer in rows:
+                yield {
+                    "id": number,
+                    "language": language,
+                    "question": files.filled(question, "question", where),
+                    "answer": files.filled(answer, "answer", where),
+                }
+
+
+def _tsv(path):
+    for number, line in enumerate(files.read_lines(path), 1):
+        where = f"{path}:{number}"
+        if line.count("\t") != 1:
+            raise ValueError(
+                f"{where}: expected a question, one tab and an answer, found {line.count(chr(9))} "
+                "tabs; mend the line"
+            )
+        question, answer = line.split("\t")
+        yield str(number), where, question, answer
+
+
+def _json(path):
+    for number, where, row in files.read_objects(path):
+        question = files.text_field(row, ("query",), where)
+        yield number, where, question, files.text_field(row, ("response",), where)

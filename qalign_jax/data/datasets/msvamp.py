@@ -1,0 +1,43 @@
+"""mSVAMP (arXiv 2310.20246): 1,000 SVAMP questions, parallel in ten languages."""
+
+from qalign_jax.data import prompts
+from qalign_jax.data.datasets import base, files
+
+
+class MSVAMP(base.ExamplesBuilder):
+    """`test_German.json`: JSON Lines {m_query, response}; `query`, where it is, is the English.
+
+    An id is the row's number, the same problem in every language.
+    """
+
+    name = "msvamp"
+    KEYS = base.BENCHMARK_KEYS
+
+    @classmethod
+    def find_files(cls, config):
+        folder = files.existing(
+            config.path, "give the folder that holds test_German.json and so on"
+        )
+        found = {}
+        for code in config.languages or prompts.LANGUAGES:
+            path = folder / f"test_{prompts.LANGUAGES[code]}.json"
+            if path.exists():
+                found[code] = path
+            elif config.languages:
+                raise ValueError(f"{path} does not exist; add it or take {code!r} out of languages")
+        if not found:
+            raise ValueError(f"{folder} has no test_<Language>.json file")
+        return found
+
+    @classmethod
+    def read(cls, config):
+        for language, path in config.paths.items():
+            for number, where, row in files.read_objects(path):
+                question = files.text_field(row, ("m_query",), where)
+                answer = files.text_field(row, ("response",), where)
+                yield {
+                    "id": number,
+                    "language": language,
+                    "question": files.filled(question, "question", where),
+                    "answer": files.filled(answer, "answer", where),
+                }

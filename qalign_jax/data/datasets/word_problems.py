@@ -1,0 +1,305 @@
+"""The demo's corpus: word problems of one to three steps in six languages, generated from a seed.
+
+A problem is a language-free frame (a start, one or two events, perhaps an equal share) with a
+person, a thing and a choice of phrasings; it can be told in every language of
+`word_problems_templates`. Its answer is an English chain of thought.
+
+A hash of a frame's numbers decides where the frame may be used: one tenth is for the test, another
+for development, and everything else, the tokenizer's text included, keeps to the other eight. The
+hash sees the numbers alone, so that no phase meets a test problem's numbers with other events
+either.
+"""
+
+import dataclasses
+import random
+import zlib
+from collections.abc import Iterator, Sequence
+
+from qalign_jax.data import prompts
+from qalign_jax.data.datasets import base
+from qalign_jax.data.datasets.word_problems_templates import ASIDE, LANGUAGES, PHRASINGS, Language
+
+LARGEST = 40  # of all values, given and computed
+GAINS = ("buy", "find", "receive", "win")
+LOSSES = ("give", "lose", "sell", "steal")
+# Of a frame: (numbers at the start, events, whether it ends in a share), and how often. Two events
+# come most often because the numbers alone say least about their signs.
+SHAPES = {
+    (1, 1, False): 1,
+    (1, 2, False): 4,
+    (1, 1, True): 1,
+    (2, 1, False): 2,
+    (1, 2, True): 1,
+    (2, 2, False): 2,
+    (2, 1, True): 1,
+}
+TRAINING_PARTS = ("pretraining", "question_pairs", "responses", "translated_responses", "control")
+BENCHMARK_PARTS = ("development", "test", "development_aside", "test_aside")
+OTHERS = tuple(language for language in LANGUAGES if language != "en")
+
+# How an answer says what happened.
+_DID = {
+    "buy": "{He} buys {n}",
+    "find": "{He} finds {n}",
+    "receive": "{He} gets {n}",
+    "win": "{He} wins {n}",
+    "give": "{He} gives away {n}",
+    "lose": "{He} loses {n}",
+    "sell": "{He} sells {n}",
+    "steal": "A thief steals {n}",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Frame:
+    """start is (n,) for "has n", (a, b) for "a bags of b"; share 0 where nothing is shared."""
+
+    start: tuple[int, ...]
+    events: tuple[tuple[str, int], ...]
+    share: int
+
+    def numbers(self) -> tuple[int, ...]:
+        """The numbers in the order in which the problem tells them."""
+        shared = (self.share,) if self.share else ()
+        return self.start + tuple(n for _, n in self.events) + shared
+
+    def steps(self) -> list[tuple[int, str, int, int]]:
+        """(left, operation, right, value) a step; the value of a division is rounded down."""
+        value, steps = self.start[0], []
+        if len(self.start) == 2:
+            steps.append((value, "*", self.start[1], value * self.start[1]))
+            value *= self.start[1]
+        for kind, n in self.events:
+            after = value + n if kind in GAINS else value - n
+            steps.append((value, "+" if kind in GAINS else "-", n, after))
+            value = after
+        if self.share:
+            steps.append((value, "/", self.share, value // self.share))
+        return steps
+
+    def is_sound(self) -> bool:
+        """Whether every value lies in 2..LARGEST and the share comes out even."""
+        steps = self.steps()
+        uneven = self.share and steps[-1][0] % self.share
+        return not uneven and all(2 <= value <= LARGEST for *_, value in steps)
+
+
+def tenth(numbers: Sequence[int]) -> str:
+    """ "test", "development" or "training": who may use a frame of these numbers."""
+    digest = zlib.crc32(" ".join(map(str, numbers)).encode())
+    return {0: "test", 1: "development"}.get(digest % 10, "training")
+
+
+def draw_frame(rng: random.Random, use: str) -> Frame:
+    """A sound frame of the given tenth (see `tenth`)."""
+    [(given, events, shared)] = rng.choices(list(SHAPES), SHAPES.values())
+    while True:
+        start = tuple(rng.randint(3, 20) if given == 1 else rng.randint(2, 9) for _ in range(given))
+        frame = Frame(
+            start=start,
+            events=tuple((rng.choice(GAINS + LOSSES), rng.randint(2, 9)) for _ in range(events)),
+            share=rng.randint(2, 9) if shared else 0,
+        )
+        if frame.is_sound() and tenth(frame.numbers()) == use:
+            return frame
+
+
+@dataclasses.dataclass(frozen=True)
+class Problem:
+    """A frame and how to tell it: indices into a `Language`, a phrasing for each sentence."""
+
+    frame: Frame
+    person: int
+    thing: int
+    phrasings: tuple[int, ...]
+
+    def story(self, language: str) -> list[str]:
+        """The sentences before the question."""
+        frame, told = self.frame, LANGUAGES[language]
+        if len(frame.start) == 2:
+            start = ("bags", {"a": frame.start[0], "b": frame.start[1]})
+        else:
+            start = ("has", {"n": frame.start[0]})
+        kinds = [start, *((kind, {"n": n}) for kind, n in frame.events)]
+        if frame.share:
+            kinds.append(("share", {"n": frame.share}))
+        return [
+            self._say(told, kind, phrasing, numbers)
+            for (kind, numbers), phrasing in zip(kinds, self.phrasings)
+        ]
+
+    def question(self, language: str) -> str:
+        """The whole problem as a reader of this language meets it."""
+        told = LANGUAGES[language]
+        kind = "how_many_each" if self.frame.share else "how_many"
+        asked = self._say(told, kind, self.phrasings[-1], {})
+        return told.space.join([*self.story(language), asked])
+
+    def answer(self) -> str:
+        """The English chain of thought: what was given, one sentence a step, then the answer."""
+        frame, steps = self.frame, self.frame.steps()
+        equations = ["{} {} {} = {}".format(*step) for step in steps]
+        sentences = []
+        if len(frame.start) == 2:
+            sentences.append(f"The bags hold {equations.pop(0)}.")
+        forms = self._forms(LANGUAGES["en"])
+        for (kind, n), equation in zip(frame.events, equations):
+            sentences.append(f"{_DID[kind].format(n=n, **forms)}, so {equation}.")
+        if frame.share:
+            sentences.append(f"Each of {frame.share} children gets {equations[-1]}.")
+        return " ".join([*sentences, f"The answer is {steps[-1][-1]}."])
+
+    def narrated(self) -> str:
+        """The English story, each equation right behind the sentence that calls for it."""
+        steps = self.frame.steps()
+        story = self.story("en")
+        equations = ["{} {} {} = {}.".format(*step) for step in steps]
+        silent = len(story) - len(equations)  # "has n" calls for none
+        return " ".join([*story[:silent], *(f"{s} {e}" for s, e in zip(story[silent:], equations))])
+
+    def _forms(self, told: Language) -> dict[str, str]:
+        gender = told.pronouns[self.person % 2]
+        return {"name": told.names[self.person], **gender, **told.things[self.thing]}
+
+    def _say(self, told: Language, kind: str, phrasing: int, numbers: dict[str, int]) -> str:
+        return told.sentences[kind][phrasing].format(**numbers, **self._forms(told))
+
+
+def draw_problem(rng: random.Random, use: str, phrasings: Sequence[int]) -> Problem:
+    """A problem over a frame of the given tenth, told in some of the given phrasings."""
+    frame = draw_frame(rng, use)
+    sentences = 2 + len(frame.events) + bool(frame.share)
+    return Problem(
+        frame=frame,
+        person=rng.randrange(len(LANGUAGES["en"].names)),
+        thing=rng.randrange(len(LANGUAGES["en"].things)),
+        phrasings=tuple(rng.choice(phrasings) for _ in range(sentences)),
+    )
+
+
+def generate(
+    part: str,
+    seed: int = 0,
+    count: int = 1000,
+    languages: Sequence[str] = (),
+    english: float = 0.62,
+    chains: float = 0.25,
+) -> Iterator[dict[str, str]]:
+    """The examples of one part, in a fixed order.
+
+    pretraining: count documents of plain text, each problem in one language only; the share
+        `english` is English (stories, worked solutions and, as the share `chains` of all
+        documents, bare equations), the rest evenly the other five.
+    question_pairs: count translation examples X -> en, evenly over the five languages.
+    control: the text of count such pairs, but of different problems on the two sides: no pair.
+    responses: count English questions with their answers.
+    translated_responses: the same, with the question told evenly in all six languages.
+    development, test: count problems, each told in every language; with _aside they are told in the
+        phrasings that stages I and II never see.
+
+    `languages` keeps the examples in these languages (of a pair, X) without changing which those
+    are. Raises ValueError on an unknown part.
+    """
+    _check(part)
+    if part in BENCHMARK_PARTS:
+        examples = _benchmark(part, seed, count)
+    else:
+        examples = _training(part, seed, count, english, chains)
+    return (e for e in examples if not languages or e["language"] in languages)
+
+
+def _check(part: str) -> None:
+    parts = TRAINING_PARTS + BENCHMARK_PARTS
+    if part not in parts:
+        raise ValueError(f"part={part!r} of word_problems must be one of {', '.join(parts)}")
+
+
+def _benchmark(part: str, seed: int, count: int) -> Iterator[dict[str, str]]:
+    use = part.removesuffix("_aside")
+    aside = part != use
+    rng = random.Random(f"{use} {seed}")
+    problems: dict[Frame, Problem] = {}
+    while len(problems) < count:
+        problem = draw_problem(rng, use, range(ASIDE))
+        problems.setdefault(problem.frame, problem)
+    for language in LANGUAGES:
+        for i, problem in enumerate(problems.values()):
+            if aside:
+                told = (ASIDE,) * len(problem.phrasings)
+                problem = dataclasses.replace(problem, phrasings=told)
+            yield {
+                "id": f"{part}-{i}",  # the same in every language
+                "language": language,
+                "question": problem.question(language),
+                "answer": str(problem.frame.steps()[-1][-1]),
+            }
+
+
+def _training(
+    part: str, seed: int, count: int, english: float, chains: float
+) -> Iterator[dict[str, str]]:
+    rng = random.Random(f"{part} {seed}")
+    phrasings = range(PHRASINGS if part == "pretraining" else ASIDE)
+    for i in range(count):
+        problem = draw_problem(rng, "training", phrasings)
+        if part == "pretraining":
+            language, instruction, response = _document(rng, problem, english, chains)
+        elif part == "question_pairs":
+            language, instruction, response = _pair(problem, OTHERS[i % len(OTHERS)])
+        elif part == "control":
+            language, instruction = OTHERS[i % len(OTHERS)], ""
+            response = problem.question(language)
+            other = draw_problem(rng, "training", phrasings)
+            yield _example(f"{part}-{i}-en", "en", "", other.question("en"))
+        else:
+            everywhere = part == "translated_responses"
+            language = tuple(LANGUAGES)[i % len(LANGUAGES)] if everywhere else "en"
+            instruction, response = problem.question(language), problem.answer()
+        yield _example(f"{part}-{i}", language, instruction, response)
+
+
+def _document(
+    rng: random.Random, problem: Problem, english: float, chains: float
+) -> tuple[str, str, str]:
+    kind = rng.random()
+    if kind >= english:
+        language = rng.choice(OTHERS)
+        return language, "", problem.question(language)
+    if kind < chains:
+        equations = ["{} {} {} = {}.".format(*step) for step in problem.frame.steps()]
+        return "en", "", " ".join(equations)
+    solved = f"{problem.question('en')} {problem.answer()}"
+    return "en", "", rng.choice((problem.question("en"), problem.narrated(), solved))
+
+
+def _pair(problem: Problem, language: str) -> tuple[str, str, str]:
+    instruction = prompts.translation_instruction(language, "en", problem.question(language))
+    return language, instruction, problem.question("en")
+
+
+def _example(name: str, language: str, instruction: str, response: str) -> dict[str, str]:
+    return {"id": name, "language": language, "instruction": instruction, "response": response}
+
+
+class WordProblems(base.ExamplesBuilder):
+    """A part of the corpus: `part` and the other options are the arguments of `generate`.
+
+    Raise VERSION whenever `generate` gives something else for the same arguments.
+    """
+
+    name = "word_problems"
+    OPTIONS = {"part": "", "seed": 0, "count": 1000, "english": 0.62, "chains": 0.25}
+
+    @property
+    def KEYS(self):
+        is_benchmark = self.builder_config.options["part"] in BENCHMARK_PARTS
+        return base.BENCHMARK_KEYS if is_benchmark else base.TRAINING_KEYS
+
+    @classmethod
+    def find_files(cls, config):
+        _check(config.options["part"])
+        return {}
+
+    @classmethod
+    def read(cls, config):
+        return generate(languages=config.languages, **config.options)

@@ -1,0 +1,1 @@
+"""Decoding: slots, bucketed prefill, one compiled loop; one model or proxy-tuning."""

@@ -1,0 +1,261 @@
+"""The one decode engine: requests wait, slots are filled, the compiled loop runs, rows finish.
+
+Evaluation, the `generate` command and proxy-tuning all decode here.
+"""
+
+import collections
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import logging
+
+from qalign_jax.decoding.proxy import FirstModel
+from qalign_jax.decoding.sampling import Sampling
+from qalign_jax.decoding.slots import Plan, advance, empty_slots, fill
+from qalign_jax.models.llama import LlamaConfig, param_specs
+from qalign_jax.parallel.mesh import NamedSharding, batch_shards
+
+# The loop comes back to the host after so many tokens at the latest, to hand over what finished.
+STEPS_PER_CALL = 64
+# A prefill holds at most so many positions, unless one prompt alone has more.
+PREFILL_POSITIONS = 8192
+# Caches grow in these steps, so that similar runs share a program.
+LENGTH_MULTIPLE = 64
+
+
+@dataclasses.dataclass(frozen=True)
+class _Request:
+    number: int
+    prompt: Sequence[int]
+    limit: int
+
+
+class Engine:
+    """Decodes prompts with one model, or with several whose logits are combined every step.
+
+    An engine keeps the parameters; caches live as long as one `generate`.
+    """
+
+    def __init__(
+        self,
+        models: Sequence[tuple[LlamaConfig, dict]],
+        combine: Callable = FirstModel(),
+        *,
+        eos_ids: Sequence[int],
+        mesh: jax.sharding.Mesh | None = None,
+        slots: int = 64,
+        sampling: Sampling = Sampling(),
+    ):
+        """Takes models as (config, params) pairs.
+
+        Matrices are kept in the config's dtype: a decode step reads every one of them, so f32
+        copies of bf16 arithmetic would double its time.
+
+        Args:
+          combine: FirstModel(), or ProxyTuning(alpha) for (large, expert, anti-expert).
+          eos_ids: any of these ends an answer.
+          mesh: where caches are split over batch and key-value heads, and parameters by the
+            sharding table; None decodes on one device.
+          slots: rows decoded at once, rounded up to a multiple of the mesh's batch shards.
+
+        Raises:
+          ValueError: a number of models that `combine` does not take, no slots, key-value heads
+            that the mesh's tensor axis does not divide.
+        """
+        if len(models) != combine.models:
+            raise ValueError(
+                f"{type(combine).__name__} takes {combine.models} models, {len(models)} were given"
+            )
+        if slots < 1:
+            raise ValueError(f"slots {slots}: expected at least 1")
+        shards = 1
+        if mesh is not None:
+            shards = batch_shards(mesh)
+            for config, _ in models:
+                if config.n_kv_heads % mesh.shape["tensor"]:
+                    raise ValueError(
+                        f"{config.n_kv_heads} key-value heads cannot be split over tensor:"
+                        f"{mesh.shape['tensor']}; choose a tensor size that divides them"
+                    )
+        self.configs = tuple(config for config, _ in models)
+        self.max_length = min(config.max_length for config in self.configs)
+        self._params = tuple(_held_params(config, params, mesh) for config, params in models)
+        self._seed = sampling.seed
+        self._shards = shards
+        self._plan = Plan(
+            configs=self.configs,
+            combine=combine,
+            sampling=dataclasses.replace(sampling, seed=0),
+            eos_ids=tuple(sorted(set(eos_ids))),
+            mesh=mesh,
+            slots=-(-slots // shards) * shards,
+            length=0,
+        )
+
+    def generate(
+        self,
+        prompts: Sequence[Sequence[int]],
+        max_new_tokens: int,
+        numbers: Sequence[int] | None = None,
+    ) -> Iterator[tuple[int, list[int]]]:
+        """Decodes prompts; yields (number, ids without EOS) as rows finish, in any order.
+
+        A prompt for which the model's length leaves fewer than `max_new_tokens` gets as many as
+        there is room for, with one warning. Answers do not depend on slots or neighbours.
+
+        Args:
+          prompts: token ids, BOS included where the model wants one.
+          numbers: what each prompt is known by, 0, 1, ... by default: it is yielded, and it seeds
+            the prompt's samples, so that a part decoded later samples the same.
+
+        Raises:
+          ValueError: at once, before any work: an empty prompt, one that fills the model's
+            length, an id outside the vocabulary, `max_new_tokens` below 1.
+        """
+        numbers = range(len(prompts)) if numbers is None else numbers
+        requests = self._requests(prompts, max_new_tokens, numbers)
+        if not requests:
+            return iter(())
+        longest = max(len(request.prompt) + request.limit for request in requests)
+        length = min(_round_up(longest, LENGTH_MULTIPLE), self.max_length)
+        return self._run(dataclasses.replace(self._plan, length=length), requests)
+
+    def _requests(self, prompts, max_new_tokens, numbers) -> list[_Request]:
+        if max_new_tokens < 1:
+            raise ValueError(f"max_new_tokens {max_new_tokens}: expected at least 1")
+        requests, short = [], []
+        for number, prompt in zip(numbers, prompts, strict=True):
+            if not len(prompt):
+                raise ValueError(f"prompt {number} is empty; give it at least the BOS token")
+            room = self.max_length - len(prompt)
+            if room < 1:
+                raise ValueError(
+                    f"prompt {number} has {len(prompt)} tokens, but the models' max_length is "
+                    f"{self.max_length} and an answer needs room; shorten or leave out the prompt"
+                )
+            low, high = min(prompt), max(prompt)
+            if low < 0 or high >= self._plan.vocab_size:
+                raise ValueError(
+                    f"prompt {number} has the id {low if low < 0 else high}, outside the "
+                    f"vocabulary of {self._plan.vocab_size} ids that all models have; is the "
+                    "tokenizer another model's?"
+                )
+            if room < max_new_tokens:
+                short.append(number)
+            requests.append(_Request(number, prompt, min(max_new_tokens, room)))
+        if short:
+            logging.warning(
+                "%d prompts (the first is %s) leave room for fewer than %d new tokens in "
+                "max_length %d; their answers may be cut",
+                len(short), short[0], max_new_tokens, self.max_length,
+            )  # fmt: skip
+        return requests
+
+    def _run(self, plan: Plan, requests: list[_Request]) -> Iterator[tuple[int, list[int]]]:
+        # neighbours in a prefill are of like length, and the longest do not come last
+        waiting = collections.deque(sorted(requests, key=lambda r: -len(r.prompt)))
+        key = jax.random.key(self._seed)
+        slots = empty_slots(plan)
+        running: dict[int, _Request] = {}
+        idle = list(range(plan.slots))
+        finished = []
+        while waiting or running:
+            while waiting and len(idle) >= self._group_size(plan, waiting):
+                group = [waiting.popleft() for _ in range(self._group_size(plan, waiting))]
+                rows = [idle.pop() for _ in group]
+                running.update(zip(rows, group))
+                slots = fill(plan, self._params, key, slots, **self._prefill(plan, group, rows))
+            wanted = self._group_size(plan, waiting) if waiting else plan.slots
+            slots, report = advance(
+                plan, self._params, key, slots, plan.slots - wanted, STEPS_PER_CALL
+            )
+            yield from finished  # the device works meanwhile
+            active, generated, outputs = jax.device_get(report)
+            rows = [row for row in running if not active[row]]
+            finished = [
+                (running.pop(row).number, outputs[row, : generated[row]].tolist()) for row in rows
+            ]
+            idle.extend(rows)
+        yield from finished
+
+    def _bucket(self, plan: Plan, prompt: Sequence[int]) -> int:
+        return min(_bucket(len(prompt)), plan.length)
+
+    def _width(self, plan: Plan, bucket: int) -> int:
+        """How many prompts of this bucket one prefill takes: an eighth of the slots."""
+        width = min(-(-plan.slots // 8), max(1, PREFILL_POSITIONS // bucket))
+        return _round_up(width, self._shards)
+
+    def _group_size(self, plan: Plan, waiting) -> int:
+        bucket = self._bucket(plan, waiting[0].prompt)
+        return min(len(waiting), self._width(plan, bucket))
+
+    def _prefill(self, plan: Plan, group: list[_Request], rows: list[int]) -> dict:
+        """The arguments of `fill`; rows past the group's end are dropped there."""
+        bucket = self._bucket(plan, group[0].prompt)
+        width = self._width(plan, bucket)
+        arrays = dict(
+            tokens=np.zeros((width, bucket), np.int32),
+            lengths=np.ones(width, np.int32),
+            rows=np.full(width, plan.slots, np.int32),
+            requests=np.zeros(width, np.int32),
+            limits=np.zeros(width, np.int32),
+        )
+        for i, (request, row) in enumerate(zip(group, rows)):
+            arrays["tokens"][i, : len(request.prompt)] = request.prompt
+            arrays["lengths"][i] = len(request.prompt)
+            arrays["rows"][i] = row
+            arrays["requests"][i] = request.number
+            arrays["limits"][i] = request.limit
+        return arrays
+
+
+class TextGenerator:
+    """An engine that reads and writes text, as evaluation wants it."""
+
+    def __init__(self, engine: Engine, tokenizer):
+        self.engine = engine
+        self.tokenizer = tokenizer
+
+    def __call__(
+        self,
+        prompts: Sequence[str],
+        max_new_tokens: int,
+        numbers: Sequence[int] | None = None,
+    ) -> Iterator[tuple[int, str, int]]:
+        """Yields (number, text, count of tokens without EOS) as answers finish, in any order.
+
+        BOS is put before every prompt. Arguments and errors otherwise as in `Engine.generate`.
+        """
+        encoded = self.tokenizer.encode_batch(list(prompts))
+        ids = [[self.tokenizer.bos_id, *prompt] for prompt in encoded]
+        answers = self.engine.generate(ids, max_new_tokens, numbers)
+        return ((number, self.tokenizer.decode(ids), len(ids)) for number, ids in answers)
+
+
+def _held_params(config: LlamaConfig, params, mesh):
+    """On their devices, and matrices in the dtype of the arithmetic; the model casts no more."""
+    dtype = jnp.dtype(config.dtype)
+
+    def cast(path, leaf):
+        # the model reads these two in f32
+        return leaf if path[-1].key in ("embedding", "scale") else leaf.astype(dtype)
+
+    params = jax.tree_util.tree_map_with_path(cast, params)
+    if mesh is None:
+        return jax.tree.map(jnp.asarray, params)
+    shardings = jax.tree.map(lambda spec: NamedSharding(mesh, spec), param_specs(config))
+    return jax.device_put(params, shardings)
+
+
+def _round_up(number: int, multiple: int) -> int:
+    return -(-number // multiple) * multiple
+
+
+def _bucket(length: int) -> int:
+    """16, 24, 32, 48, 64, 96, ...: at most half of a prefill's longest row is padding."""
+    power = max(16, 1 << (length - 1).bit_length())
+    return power * 3 // 4 if length <= power * 3 // 4 and power > 16 else power

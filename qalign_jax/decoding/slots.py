@@ -1,0 +1,184 @@
+"""The device's side of decoding: rows of a fixed batch, filled by prefill, advanced by one loop.
+
+The two compiled functions take everything that shapes them as a hashable `Plan`, so that engines
+of equal models share programs. Shape letters as in models/llama.py; B counts slots here.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jax.sharding import Mesh
+
+from qalign_jax.decoding.sampling import Sampling, choose, row_keys
+from qalign_jax.models.llama import CACHE_AXES, Llama, LlamaConfig, empty_cache
+from qalign_jax.parallel.mesh import sharding_of
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """All that a compiled program depends on; the sampling's seed is left at 0 here."""
+
+    configs: tuple[LlamaConfig, ...]
+    combine: Callable
+    sampling: Sampling
+    eos_ids: tuple[int, ...]
+    mesh: Mesh | None
+    slots: int
+    length: int  # S, of every cache, and the room for outputs
+
+    @property
+    def vocab_size(self) -> int:
+        """The ids that all models have."""
+        return min(config.vocab_size for config in self.configs)
+
+
+@struct.dataclass
+class Slots:
+    """The state of decoding, donated from call to call.
+
+    A row's newest token is not in the caches yet: the next step reads it, at `positions`.
+    """
+
+    caches: tuple  # a model: a pair of [L, B, S, K, H]
+    tokens: jax.Array  # [B] int32, the newest token
+    positions: jax.Array  # [B] int32, where it stands in its sequence
+    requests: jax.Array  # [B] int32, the request's number, for its random key
+    limits: jax.Array  # [B] int32, the most tokens to generate
+    generated: jax.Array  # [B] int32, tokens in `outputs`, EOS not among them
+    active: jax.Array  # [B] bool, neither idle nor finished
+    outputs: jax.Array  # [B, S] int32, the tokens generated
+
+
+def _place(plan: Plan, array: jax.Array, axes: tuple[str | None, ...]) -> jax.Array:
+    if plan.mesh is None:
+        return array
+    return jax.lax.with_sharding_constraint(array, sharding_of(plan.mesh, axes))
+
+
+def _place_slots(plan: Plan, slots: Slots) -> Slots:
+    """Caches split over batch and heads; the rest on every device, for every host to read."""
+    caches = jax.tree.map(lambda cache: _place(plan, cache, CACHE_AXES), slots.caches)
+    whole = jax.tree.map(
+        lambda array: _place(plan, array, (None,) * array.ndim), slots.replace(caches=())
+    )
+    return whole.replace(caches=caches)
+
+
+@functools.partial(jax.jit, static_argnames="plan")
+def empty_slots(plan: Plan) -> Slots:
+    """All slots idle."""
+    row = jnp.zeros(plan.slots, jnp.int32)
+    slots = Slots(
+        caches=tuple(empty_cache(config, plan.slots, plan.length) for config in plan.configs),
+        tokens=row,
+        positions=row,
+        requests=row,
+        limits=row,
+        generated=row,
+        active=row.astype(bool),
+        outputs=jnp.zeros((plan.slots, plan.length), jnp.int32),
+    )
+    return _place_slots(plan, slots)
+
+
+@functools.partial(jax.jit, static_argnames="plan", donate_argnames="slots")
+def fill(plan: Plan, params, key, slots: Slots, tokens, lengths, rows, requests, limits) -> Slots:
+    """Prefills prompts into slots and chooses the first token of each.
+
+    Args:
+      params: a tree a model; key: the random key of the whole run.
+      tokens: [P, T] int32, right-padded; lengths, rows, requests, limits: [P] int32. A row of
+        `plan.slots` or more is padding of the prefill batch, and dropped.
+    """
+    tokens = _place(plan, tokens, ("batch", None))
+    logits, caches = [], []
+    for config, weights, cache in zip(plan.configs, params, slots.caches):
+        last, kv = Llama(config).apply({"params": weights}, tokens, lengths, method="prefill")
+        logits.append(last)
+        caches.append(
+            tuple(
+                whole.at[:, rows, : tokens.shape[1]].set(new.astype(whole.dtype), mode="drop")
+                for whole, new in zip(cache, kv)
+            )
+        )
+    none = jnp.zeros_like(lengths)
+    chosen = _choose(plan, logits, key, requests, none)
+    kept, generated, active = _count(plan, chosen, limits > 0, none, limits)
+    first = jnp.where(kept, chosen, 0)
+
+    def put(whole, new):
+        return whole.at[rows].set(new, mode="drop")
+
+    slots = Slots(
+        caches=tuple(caches),
+        tokens=put(slots.tokens, chosen),
+        positions=put(slots.positions, lengths),
+        requests=put(slots.requests, requests),
+        limits=put(slots.limits, limits),
+        generated=put(slots.generated, generated),
+        active=put(slots.active, active),
+        outputs=slots.outputs.at[rows, 0].set(first, mode="drop"),
+    )
+    return _place_slots(plan, slots)
+
+
+@functools.partial(jax.jit, static_argnames="plan", donate_argnames="slots")
+def advance(plan: Plan, params, key, slots: Slots, enough, max_steps):
+    """Decodes until no more than `enough` rows are active, or `max_steps` tokens have been added.
+
+    Returns:
+      the slots, and for the host a copy of (active [B], generated [B], outputs [B, S]).
+    """
+
+    def unfinished(carry):
+        steps, slots = carry
+        return (steps < max_steps) & (slots.active.sum() > enough)
+
+    def step(carry):
+        steps, slots = carry
+        return steps + 1, _step(plan, params, key, slots)
+
+    _, slots = jax.lax.while_loop(unfinished, step, (jnp.int32(0), slots))
+    return slots, (slots.active, slots.generated, slots.outputs)
+
+
+def _step(plan: Plan, params, key, slots: Slots) -> Slots:
+    # the cache drops what is written past its end: that is where idle rows write
+    positions = jnp.where(slots.active, slots.positions, plan.length)
+    tokens = _place(plan, slots.tokens, ("batch",))
+    logits, caches = [], []
+    for config, weights, cache in zip(plan.configs, params, slots.caches):
+        new, cache = Llama(config).apply(
+            {"params": weights}, tokens, positions, cache, method="decode"
+        )
+        logits.append(new)
+        caches.append(cache)
+    chosen = _choose(plan, logits, key, slots.requests, slots.generated)
+    kept, generated, active = _count(plan, chosen, slots.active, slots.generated, slots.limits)
+    column = jnp.where(kept, slots.generated, plan.length)
+    outputs = slots.outputs.at[jnp.arange(plan.slots), column].set(chosen, mode="drop")
+    slots = slots.replace(
+        caches=tuple(caches),
+        tokens=chosen,
+        positions=slots.positions + 1,
+        generated=generated,
+        active=active,
+        outputs=outputs,
+    )
+    return _place_slots(plan, slots)
+
+
+def _choose(plan: Plan, logits, key, requests, counts) -> jax.Array:
+    combined = plan.combine(logits, plan.vocab_size)
+    return choose(plan.sampling, combined, row_keys(key, requests, counts))
+
+
+def _count(plan: Plan, chosen, active, generated, limits):
+    """Which rows keep the chosen token, their new counts, and who goes on."""
+    kept = active & ~jnp.isin(chosen, jnp.asarray(plan.eos_ids, jnp.int32))
+    generated = generated + kept
+    return kept, generated, kept & (generated < limits)

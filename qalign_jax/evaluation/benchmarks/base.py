@@ -1,0 +1,56 @@
+"""What the benchmarks share: languages, answer length, and how their problems are loaded."""
+
+import collections
+import dataclasses
+import os
+from collections.abc import Sequence
+from typing import Any
+
+from qalign_jax.data.datasets import load_examples
+
+
+@dataclasses.dataclass(frozen=True)
+class Benchmark:
+    """`languages` may be asked for; those in `averaged` are the default and make the average."""
+
+    name: str
+    languages: tuple[str, ...]
+    averaged: tuple[str, ...]
+    max_new_tokens: int
+
+    def load(
+        self,
+        data_dir: str | os.PathLike,
+        path: str = "",
+        languages: Sequence[str] = (),
+        limit: int = 0,
+        **options: Any,
+    ) -> list[dict[str, str]]:
+        """The problems as dicts of id, language, question and answer, language by language.
+
+        `limit` above 0 keeps the first so many problems a language; `options` go to the data set.
+
+        Raises:
+          ValueError: a language that the benchmark does not have, or unreadable files.
+        """
+        languages = tuple(languages) or self.averaged
+        self.check_languages(languages)
+        if limit < 0:
+            raise ValueError(f"limit={limit}: give 0 for all problems or a number above 0")
+        source = {"name": self.name, "path": path, "languages": languages, **options}
+        examples = load_examples(source, data_dir)
+        by_language = collections.defaultdict(list)
+        for index in range(len(examples)):
+            problem = examples[index]
+            by_language[problem["language"]].append(problem)
+        return [
+            problem for language in languages for problem in by_language[language][: limit or None]
+        ]
+
+    def check_languages(self, languages: Sequence[str]) -> None:
+        """Raises ValueError for languages that the benchmark does not have."""
+        if unknown := [language for language in languages if language not in self.languages]:
+            raise ValueError(
+                f"{self.name} has no language {', '.join(map(repr, unknown))}; "
+                f"it has {' '.join(self.languages)}"
+            )

@@ -1,0 +1,1 @@
+"""The LLaMA family: the model, its sizes, and Hugging Face's weights."""

@@ -1,0 +1,1 @@
+"""Device meshes and the collectives that run over them."""

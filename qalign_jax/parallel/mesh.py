@@ -1,0 +1,172 @@
+"""Device meshes and the one table from logical axes to mesh axes.
+
+Every parameter and activation names its axes logically (`embed`, `heads`, ...); `RULES` says which
+mesh axes each of them is split over. The mesh always has the four axes of `AXES`, most of them of
+size one on a small machine, so that one program serves them all.
+"""
+
+import dataclasses
+import functools
+import math
+
+import jax
+import numpy as np
+from jax import lax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+# Outermost first: `data` may run between slices over DCN, `tensor` wants the fastest neighbours.
+# fsdp has a second axis because the TPU compiler scatters gradients over two axes that span a
+# slice, where it all-reduces them in full over one.
+AXES = ("data", "fsdp", "fsdp_inner", "tensor")
+FSDP = ("fsdp", "fsdp_inner")
+BATCH = ("data", "fsdp", "fsdp_inner")
+
+RULES: dict[str, tuple[str, ...]] = {
+    "batch": BATCH,
+    "length": (),
+    "layers": (),
+    "embed": FSDP,
+    "norm": (),
+    "heads": ("tensor",),
+    "kv_heads": ("tensor",),
+    "head_size": (),
+    "mlp": ("tensor",),
+    "vocab": ("tensor",),
+    "vocab_rows": (),  # a table split by vocabulary makes its lookup overflow VMEM on v5e and v6e
+}
+
+
+def make_mesh(spec: str, devices=None) -> Mesh:
+    """A mesh from text such as `data:1,fsdp:-1,tensor:2`.
+
+    Args:
+      spec: `axis:size` pairs of `data`, `fsdp` and `tensor`; axes left out have size 1, one size
+        may be -1 (what is left). `fsdp:16x16` splits over two mesh axes, for fsdp over a whole
+        slice.
+      devices: the devices to use, all of them by default.
+
+    Raises:
+      ValueError: an unknown axis, a bad size, or sizes that do not fit the number of devices.
+    """
+    devices = list(jax.devices() if devices is None else devices)
+    sizes = dict.fromkeys(AXES, 1)
+    expected = "expected something like 'data:1,fsdp:-1,tensor:2'"
+    for pair in filter(None, (part.strip() for part in spec.split(","))):
+        name, _, text = pair.partition(":")
+        if name not in ("data", "fsdp", "tensor"):
+            raise ValueError(
+                f"mesh {spec!r}: unknown axis {name!r}, the axes are data, fsdp, tensor"
+            )
+        parts = text.split("x") if name == "fsdp" else [text]
+        try:
+            values = [int(part) for part in parts]
+        except ValueError:
+            raise ValueError(f"mesh {spec!r}: bad size {text!r} of {name}; {expected}") from None
+        if len(values) > 2 or any(value < 1 and value != -1 for value in values):
+            raise ValueError(f"mesh {spec!r}: bad size {text!r} of {name}; {expected}")
+        sizes[name] = values[0]
+        if len(values) == 2:
+            sizes["fsdp_inner"] = values[1]
+    free = [name for name, size in sizes.items() if size == -1]
+    if len(free) > 1:
+        raise ValueError(f"mesh {spec!r}: only one size may be -1")
+    known = math.prod(size for size in sizes.values() if size != -1)
+    if free:
+        sizes[free[0]] = max(1, len(devices) // known)
+    if math.prod(sizes.values()) != len(devices):
+        raise ValueError(
+            f"mesh {spec!r} makes {math.prod(sizes.values())} devices, but {len(devices)} are "
+            "here; change the sizes, or give one of them as -1"
+        )
+    shape = tuple(sizes[name] for name in AXES)
+    if devices == list(jax.devices()):
+        return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+    return Mesh(np.asarray(devices).reshape(shape), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def spec_of(axes: tuple[str | None, ...]) -> PartitionSpec:
+    """The mesh axes of an array whose dimensions have these logical axes (None: not split)."""
+    entries = (RULES[axis] if axis is not None else () for axis in axes)
+    return PartitionSpec(*(entry if len(entry) != 1 else entry[0] for entry in entries))
+
+
+def sharding_of(mesh: Mesh, axes: tuple[str | None, ...]) -> NamedSharding:
+    """The sharding on `mesh` of an array with these logical axes."""
+    return NamedSharding(mesh, spec_of(axes))
+
+
+def batch_shards(mesh: Mesh) -> int:
+    """In how many parts the rows of a batch are split."""
+    return math.prod(mesh.shape[axis] for axis in BATCH)
+
+
+# The sum over tensor-parallel partial results, Megatron's g and f: inside a shard_map without
+# varying-axes checks, lax.psum would be transposed to another psum and count every gradient once a
+# device; here one direction sums and the other passes through.
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _sum_forward(x, axis):
+    return lax.psum(x, axis)
+
+
+_sum_forward.defvjp(lambda x, axis: (lax.psum(x, axis), None), lambda axis, _, g: (g,))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _sum_backward(x, axis):
+    return x
+
+
+_sum_backward.defvjp(lambda x, axis: (x, None), lambda axis, _, g: (lax.psum(g, axis),))
+
+
+@dataclasses.dataclass(frozen=True)
+class Parallelism:
+    """What a model asks of the mesh: local sizes, gathered weights, sums over `tensor`.
+
+    With no sizes (the default) every method is the identity: one device, or automatic mode, where
+    the partitioner splits the program by the shardings of its arguments. With the sizes of a mesh,
+    the model runs inside a `jax.shard_map` over all of its axes and sees local arrays.
+    """
+
+    sizes: tuple[tuple[str, int], ...] = ()
+
+    @classmethod
+    def manual(cls, mesh: Mesh) -> "Parallelism":
+        """For the body of a shard_map over all axes of `mesh`."""
+        return cls(tuple(mesh.shape.items()))
+
+    def size(self, axis: str) -> int:
+        return dict(self.sizes).get(axis, 1)
+
+    def local(self, length: int, axis: str) -> int:
+        """The part of a dimension of `length` with a logical axis that one device holds."""
+        parts = math.prod(self.size(name) for name in RULES[axis])
+        if length % parts:
+            raise ValueError(
+                f"the axis {axis!r} of length {length} cannot be split in {parts} equal parts; "
+                "choose a mesh whose sizes divide it"
+            )
+        return length // parts
+
+    def gather(self, weight: jax.Array, axes: tuple[str, ...]) -> jax.Array:
+        """Gathers a local weight over fsdp; its gradient is scattered the same way back."""
+        for dim, axis in enumerate(axes):
+            for name in reversed(RULES[axis]):
+                if name in FSDP and self.size(name) > 1:
+                    weight = lax.all_gather(weight, name, axis=dim, tiled=True)
+        return weight
+
+    def sum_over_tensor(self, x: jax.Array) -> jax.Array:
+        """Sums partial results of a product whose contracted axis is split over tensor."""
+        return _sum_forward(x, "tensor") if self.size("tensor") > 1 else x
+
+    def split_over_tensor(self, x: jax.Array) -> jax.Array:
+        """Marks a replicated value that each tensor shard uses in its own way."""
+        return _sum_backward(x, "tensor") if self.size("tensor") > 1 else x
+
+    def max_over_tensor(self, x: jax.Array) -> jax.Array:
+        """The largest over the tensor shards; has no gradient."""
+        return lax.pmax(x, "tensor") if self.size("tensor") > 1 else x
+
+    def tensor_index(self) -> jax.Array | int:
+        return lax.axis_index("tensor") if self.size("tensor") > 1 else 0

@@ -1,0 +1,33 @@
+"""Builds a recipe's data sets and packed tokens: python -m qalign_jax.prepare --config=..."""
+
+from absl import flags
+from ml_collections import config_flags
+
+from qalign_jax import cli
+
+_CONFIG = config_flags.DEFINE_config_file(
+    "config",
+    cli.config_path("configs/demo.py"),
+    "The recipe, with its argument after a colon, and any override, as for qalign_jax.run.",
+)
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "The run's folder; runs/<recipe> by default. The same as run will be given."
+)
+_STAGES = flags.DEFINE_list("stages", [], "Prepare only these stages.")
+
+
+def prepare(argv: list[str]) -> dict:
+    """Reads all input of the chosen stages, ahead of the run; returns what packing made of it."""
+    from qalign_jax.recipe import Recipe
+
+    config = _CONFIG.value
+    workdir = _WORKDIR.value or f"runs/{config.name}"
+    # A tokenizer that the recipe trains itself comes first: the packed tokens are its own.
+    trained = [name for name in config.stages if config[name].kind == "tokenizer"]
+    if trained:
+        Recipe(config, workdir, trained).run()
+    return {"workdir": workdir, "stages": Recipe(config, workdir, _STAGES.value).prepare()}
+
+
+if __name__ == "__main__":
+    cli.main(prepare)

@@ -1,0 +1,459 @@
+"""A recipe: named stages in order, where each one's weights come from, and what is finished.
+
+A stage's folder in the workdir keeps `stage.json` (what shaped it: a run that differs there is
+refused), its outputs, and at the end `done.json`. So any run can be started again by the same
+command: what is finished is skipped, what is not goes on.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import json
+import time
+from collections.abc import Iterator, Sequence
+
+import jax
+from absl import logging
+from etils import epath
+from ml_collections import ConfigDict
+
+from qalign_jax.data import packing
+from qalign_jax.data.batches import Batches, rows_for
+from qalign_jax.data.datasets import load_examples
+from qalign_jax.data.tokenizer import Tokenizer, load_tokenizer, train_sentencepiece
+from qalign_jax.decoding.engine import Engine, TextGenerator
+from qalign_jax.decoding.proxy import FirstModel, ProxyTuning
+from qalign_jax.evaluation import benchmarks, runner, scores
+from qalign_jax.evaluation.numbers_only import numbers_only_accuracy
+from qalign_jax.models import hf
+from qalign_jax.models.llama import REMAT_POLICIES, LlamaConfig
+from qalign_jax.models.presets import preset
+from qalign_jax.parallel.mesh import make_mesh
+from qalign_jax.training.checkpoints import Checkpoints, Model, load_model, write_model_card
+from qalign_jax.training.loop import train
+from qalign_jax.training.optimizer import OptimizerConfig, Schedule
+from qalign_jax.training.step import (
+    abstract_state,
+    init_state,
+    make_train_step,
+    random_params,
+    rows_multiple,
+)
+
+RANDOM = "random"
+# What may change between two starts of one run: how it is computed, not what.
+FREE_KEYS = {
+    "path", "micro_batches", "remat", "save_every", "keep", "slots", "kind",
+}  # fmt: skip
+
+
+class Recipe:
+    """The stages of one config in one workdir.
+
+    Raises:
+      ValueError: a stage that is not described, weights that come from nowhere, or a workdir whose
+        stages were made by another config.
+    """
+
+    def __init__(self, config: ConfigDict, workdir, only: Sequence[str] = ()):
+        self.config = config
+        self.workdir = epath.Path(workdir)
+        self.names = tuple(config.stages)
+        for name in (*self.names, *only):
+            if name not in config or "kind" not in config[name] or name not in self.names:
+                raise ValueError(f"no stage {name!r}; the recipe's stages are {_list(self.names)}")
+        self.chosen = tuple(name for name in self.names if not only or name in only)
+        self._check_order()
+        for name in self.names:
+            self._check_unchanged(name)
+
+    def run(self) -> dict:
+        """Runs the chosen stages in order; returns stage -> "done" or "open", and the results."""
+        if jax.process_index() == 0:
+            self.workdir.mkdir(parents=True, exist_ok=True)
+            text = json.dumps(self.config.to_dict(), indent=1, ensure_ascii=False)
+            (self.workdir / "config.json").write_text(text + "\n")
+        kinds = {"tokenizer": self._tokenizer, "train": self._train, "evaluate": self._evaluate}
+        checked = False
+        for name in self.chosen:
+            if self.is_done(name):
+                logging.info("%s: finished before, skipped", name)
+                continue
+            kind = self.config[name].kind
+            if kind != "tokenizer" and not checked:
+                self.prepare()  # all input is read before the first device works
+                checked = True
+            logging.info("%s: begins", name)
+            began = time.monotonic()
+            summary = kinds[kind](name)
+            summary["seconds"] = round(time.monotonic() - began, 1)
+            self._write(name, "done.json", {"matters": self._matters(name)} | summary)
+            logging.info("%s: done in %.0f s", name, summary["seconds"])
+        return {
+            "stages": {name: "done" if self.is_done(name) else "open" for name in self.names},
+            "systems": self.results(),
+        }
+
+    def prepare(self) -> dict[str, dict]:
+        """Builds the data of every chosen stage that is not done; stage -> packing statistics."""
+        stats = {}
+        for name in self.chosen:
+            kind = self.config[name].kind
+            if kind == "tokenizer" or self.is_done(name):
+                continue
+            if kind == "train":
+                stats[name] = dict(self.packed(name).stats)
+            else:
+                for _ in self._problems(name):
+                    pass
+        return stats
+
+    def results(self) -> dict:
+        """The systems of every evaluation stage, as in their results.json."""
+        found = {}
+        for name in self.names:
+            file = self.workdir / name / "results.json"
+            if file.exists():
+                found |= json.loads(file.read_text())["systems"]
+        return found
+
+    def is_done(self, name: str) -> bool:
+        """Whether the stage is finished; an evaluation is open again when its config changed."""
+        file = self.workdir / name / "done.json"
+        if not file.exists():
+            return False
+        return json.loads(file.read_text())["matters"] == self._matters(name)
+
+    def packed(self, name: str) -> packing.PackedData:
+        """The packed data of a training stage."""
+        stage = self.config[name]
+        return _cached_build(
+            _frozen(stage.data.to_dict()), self.tokenizer(name), self.config.template,
+            stage.length, str(self._cache_dir()), self.config.seed, stage.pack,
+        )  # fmt: skip
+
+    def tokenizer(self, name: str) -> Tokenizer:
+        """The tokenizer of a training stage: the recipe's, else that of its initial weights."""
+        return self.tokenizer_of(self.config[name].init)
+
+    def tokenizer_of(self, weights: str) -> Tokenizer:
+        source = self.config.tokenizer
+        if source:
+            return load_tokenizer(str(self._weights(source)))
+        if weights in self.names:
+            return self.tokenizer(weights)
+        if weights == RANDOM:
+            raise ValueError(
+                "random weights have no tokenizer: --config.tokenizer must name a tokenizer.model "
+                "or a directory with one"
+            )
+        return _directory_tokenizer(weights)
+
+    @functools.cached_property
+    def mesh(self):
+        return make_mesh(self.config.mesh)
+
+    # -- stages ----------------------------------------------------------------------------------
+
+    def _tokenizer(self, name: str) -> dict:
+        stage = self.config[name]
+        examples = [
+            example
+            for source in stage.data.values()
+            for example in load_examples(source, self._cache_dir() / "datasets")
+        ]
+        texts = [f"{e['instruction']}\n{e['response']}".strip() for e in examples]
+        if jax.process_index() == 0:
+            train_sentencepiece(
+                texts, stage.vocab_size, str(self.workdir / name / "tokenizer.model"),
+                user_defined_symbols=tuple(stage.symbols), seed=self.config.seed,
+            )  # fmt: skip
+        return {"texts": len(texts), "vocab_size": stage.vocab_size}
+
+    def _train(self, name: str) -> dict:
+        stage, folder = self.config[name], self.workdir / name
+        packed, tokenizer = self.packed(name), self.tokenizer(name)
+        model = self._initial(name, tokenizer)
+        config = model.config
+        rows = self._rows(name, packed)
+        batches = Batches(packed, rows, self.config.seed)
+        steps = stage.steps or batches.steps(stage.epochs)
+        logging.info(
+            "%s: %s parameters, %d steps of %d rows (%.1f examples)",
+            name, f"{config.num_parameters:,}", steps, rows, rows * packed.stats["examples_per_row"],
+        )  # fmt: skip
+        self._write(name, "packing.json", dict(packed.stats))
+        self._record(name, data=packed.fingerprint, tokenizer=tokenizer.fingerprint)
+        if jax.process_index() == 0:
+            write_model_card(folder, config, tokenizer, self.config.template)
+
+        optimizer = OptimizerConfig(stage.b1, stage.b2, stage.eps, stage.weight_decay, stage.clip)
+        step = make_train_step(config, optimizer, self.mesh, stage.micro_batches)
+        checkpoints = Checkpoints(folder, stage.save_every, stage.keep)
+        latest = checkpoints.latest()
+        try:
+            if latest != steps:  # else it was stopped between the last save and done.json
+                if latest is None:
+                    state = init_state(config, optimizer, self.mesh, model.params)
+                else:
+                    logging.info("%s: goes on from step %d", name, latest)
+                    state = checkpoints.restore(latest, abstract_state(config, optimizer, self.mesh))
+                train(
+                    state, step, batches, Schedule(stage.lr, steps, stage.warmup),
+                    config=config, mesh=self.mesh, checkpoints=checkpoints,
+                    stage_dir=folder, name=name,
+                )  # fmt: skip
+        finally:
+            checkpoints.close()
+        return {"steps": steps, "rows": rows}
+
+    def _initial(self, name: str, tokenizer: Tokenizer) -> Model:
+        """The weights that the stage starts from, in the stage's arithmetic."""
+        stage = self.config[name]
+        changes = {key: stage[key] for key in ("dtype", "remat") if stage[key]}
+        model = self._load(stage.init, stage.preset, tokenizer)
+        config = dataclasses.replace(model.config, **changes)
+        model = dataclasses.replace(model, config=config)
+        if stage.length > config.max_length:
+            raise ValueError(
+                f"{name}: length={stage.length} is more than the model's {config.max_length}"
+            )
+        if max(tokenizer.vocab_size, tokenizer.eos_id + 1) > config.vocab_size:
+            raise ValueError(
+                f"{name}: the tokenizer has {tokenizer.vocab_size} pieces, the model "
+                f"{config.vocab_size}; they do not belong together"
+            )
+        return model
+
+    def _rows(self, name: str, packed) -> int:
+        stage, multiple = self.config[name], rows_multiple(self.mesh, self.config[name].micro_batches)
+        if not stage.rows:
+            return rows_for(stage.batch_size, packed, multiple)
+        if stage.rows % multiple:
+            raise ValueError(
+                f"{name}: rows={stage.rows} must be a multiple of {multiple}, the parts that the "
+                f"mesh {self.config.mesh!r} and micro_batches={stage.micro_batches} split it in"
+            )
+        return stage.rows
+
+    def _evaluate(self, name: str) -> dict:
+        stage, folder = self.config[name], self.workdir / name
+        problems = dict(self._problems(name))
+        results = {}
+        for system in stage.systems:
+            generate = _LazyGenerator(self, name, system)
+            results[system] = {}
+            for benchmark, asked in problems.items():
+                results[system][benchmark] = runner.evaluate(
+                    system, benchmarks.get(benchmark), asked, generate, self.config.template,
+                    str(folder), generate.settings,
+                    max_new_tokens=stage.benchmarks[benchmark].max_new_tokens,
+                )  # fmt: skip
+        if stage.numbers_only:
+            seen = load_examples(stage.numbers_only, self._cache_dir() / "datasets")
+            for benchmark, asked in problems.items():
+                results.setdefault("numbers_only", {})[benchmark] = _with_means(
+                    numbers_only_accuracy(seen, asked)
+                )
+        if jax.process_index() == 0:
+            scores.save_results(folder / "results.json", results)
+        return {"systems": list(results)}
+
+    def _problems(self, name: str) -> Iterator[tuple[str, list[dict]]]:
+        for benchmark, settings in self.config[name].benchmarks.items():
+            options = {key: settings[key] for key in settings if key != "max_new_tokens"}
+            data_dir = self._cache_dir() / "datasets"
+            yield benchmark, benchmarks.get(benchmark).load(data_dir, **options)
+
+    # -- where things come from, and whether they are what they were ---------------------------------
+
+    def _weights(self, source: str):
+        return self.workdir / source if source in self.names else source
+
+    def _load(self, source: str, preset_name: str, tokenizer, dtype: str | None = None) -> Model:
+        """A stage's or a directory's model; "random" is the preset with the recipe's seed."""
+        if source != RANDOM:
+            return load_model(self._weights(source), mesh=self.mesh, dtype=dtype)
+        config = preset(preset_name, vocab_size=tokenizer.vocab_size)
+        if dtype:
+            config = dataclasses.replace(config, dtype=dtype)
+        params = random_params(config, self.mesh, self.config.seed)
+        return Model(config, params, tokenizer, self.config.template)
+
+    def identity(self, source: str) -> str:
+        """A short name of weights that changes when they do."""
+        if source == RANDOM:
+            return f"{RANDOM} {self.config.seed}"
+        file = epath.Path(self._weights(source)) / "stage.json"
+        if file.exists():
+            return f"{source} {hashlib.sha256(file.read_bytes()).hexdigest()[:16]}"
+        files = sorted(epath.Path(source).glob("*.safetensors"))
+        sizes = [(file.name, file.stat().length) for file in files]
+        return f"{source} {hashlib.sha256(repr(sizes).encode()).hexdigest()[:16]}"
+
+    def _sources(self, name: str) -> list[str]:
+        """The stages and directories whose weights a stage reads."""
+        stage = self.config[name]
+        if stage.kind == "train":
+            sources = [stage.init, self.config.tokenizer]
+        elif stage.kind == "evaluate":
+            sources = [
+                system[key]
+                for system in stage.systems.values()
+                for key in ("model", "expert", "antiexpert")
+            ]
+        else:
+            sources = []
+        return [source for source in sources if source and source != RANDOM]
+
+    def _check_order(self) -> None:
+        for index, name in enumerate(self.names):
+            stage = self.config[name]
+            if stage.kind not in ("tokenizer", "train", "evaluate"):
+                raise ValueError(f"{name}: kind={stage.kind!r}; it is tokenizer, train or evaluate")
+            if stage.kind == "train" and stage.remat and stage.remat not in REMAT_POLICIES:
+                raise ValueError(f"{name}: remat={stage.remat!r}; one of {_list(REMAT_POLICIES)}")
+            for source in self._sources(name):
+                if source in self.names[index:]:
+                    raise ValueError(f"{name} needs {source}, which does not come before it")
+                elif source in self.names:
+                    if name in self.chosen and source not in self.chosen and not self.is_done(source):
+                        raise ValueError(
+                            f"{name} needs {source}, which is not finished in {self.workdir}; run "
+                            "it first (leave --stages out, or name it there too)"
+                        )
+                elif not epath.Path(source).exists():
+                    raise ValueError(
+                        f"{name} needs {source!r}, which is neither a stage ({_list(self.names)}) "
+                        "nor a file or directory"
+                    )
+
+    def _matters(self, name: str) -> dict:
+        """The part of the config that shapes what the stage leaves."""
+        shared = {"seed": self.config.seed, "template": self.config.template}
+        stage = _without(json.loads(json.dumps(self.config[name].to_dict())), FREE_KEYS)
+        return shared | stage
+
+    def _check_unchanged(self, name: str) -> None:
+        file = self.workdir / name / "stage.json"
+        if self.config[name].kind == "evaluate" or not file.exists():
+            return  # answers carry their settings themselves
+        before = json.loads(file.read_text())["matters"]
+        self._refuse(name, before, self._matters(name))
+
+    def _record(self, name: str, **made_from) -> None:
+        """Writes stage.json, or compares with the one that is there."""
+        init = self.config[name].init
+        made_from["init"] = self.identity(init)
+        record = {"matters": self._matters(name), "made_from": made_from}
+        file = self.workdir / name / "stage.json"
+        if file.exists():
+            self._refuse(name, json.loads(file.read_text())["made_from"], made_from)
+        else:
+            self._write(name, "stage.json", record)
+
+    def _refuse(self, name: str, before: dict, now: dict) -> None:
+        before, now = _flat(before), _flat(now)
+        changed = [key for key in sorted({*before, *now}) if before.get(key) != now.get(key)]
+        if changed:
+            what = "; ".join(f"{key} was {before.get(key)!r}, is {now.get(key)!r}" for key in changed)
+            raise ValueError(
+                f"{self.workdir / name} was made with other settings: {what}. Take another "
+                f"--workdir, or delete that folder (and those of the stages after it)"
+            )
+
+    def _cache_dir(self) -> epath.Path:
+        return epath.Path(self.config.cache_dir).expanduser()
+
+    def _write(self, name: str, file: str, content: dict) -> None:
+        if jax.process_index() == 0:
+            folder = self.workdir / name
+            folder.mkdir(parents=True, exist_ok=True)
+            aside = folder / f".{file}"
+            aside.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+            aside.replace(folder / file)
+
+
+class _LazyGenerator:
+    """A system's generator, which loads its models when there is a first question to answer."""
+
+    def __init__(self, recipe: Recipe, stage: str, system: str):
+        self._recipe, self._stage = recipe, recipe.config[stage]
+        self._system = self._stage.systems[system]
+        sources = [self._system[key] for key in ("model", "expert", "antiexpert")]
+        self._sources = [source for source in sources if source]
+        if len(self._sources) not in (1, 3):
+            raise ValueError(f"{stage}.systems.{system}: give both expert and antiexpert, or neither")
+        self.settings = {
+            "models": [recipe.identity(source) for source in self._sources],
+            "dtype": self._stage.dtype,
+        }
+        if len(self._sources) == 3:
+            self.settings["alpha"] = self._system.alpha
+
+    @functools.cached_property
+    def _generator(self) -> TextGenerator:
+        recipe, dtype = self._recipe, self._stage.dtype
+        models = [
+            recipe._load(source, self._system.preset, recipe.tokenizer_of(source), dtype)
+            for source in self._sources
+        ]
+        combine = FirstModel() if len(models) == 1 else ProxyTuning(self._system.alpha)
+        engine = Engine(
+            [(model.config, model.params) for model in models], combine,
+            eos_ids=(models[0].tokenizer.eos_id,), mesh=self._recipe.mesh, slots=self._stage.slots,
+        )  # fmt: skip
+        return TextGenerator(engine, models[0].tokenizer)
+
+    def __call__(self, prompts, max_new_tokens):
+        return self._generator(prompts, max_new_tokens)
+
+
+@functools.lru_cache(maxsize=None)
+def _cached_build(sources, tokenizer, template, length, cache_dir, seed, pack):
+    sources = {name: dict(source) for name, source in sources}
+    return packing.build(sources, tokenizer, template, length, cache_dir, seed, pack)
+
+
+def _frozen(sources: dict) -> tuple:
+    return tuple((name, tuple(source.items())) for name, source in sources.items())
+
+
+def _directory_tokenizer(path: str) -> Tokenizer:
+    if hf.is_hf_directory(path):
+        return load_tokenizer(path)
+    for folder in (epath.Path(path), *epath.Path(path).parents[:2]):
+        if (folder / "tokenizer").exists():
+            return load_tokenizer(str(folder / "tokenizer"))
+    raise ValueError(f"{path} holds no tokenizer; name one with --config.tokenizer")
+
+
+def _with_means(accuracy: dict[str, float]) -> dict[str, float]:
+    others = [value for language, value in accuracy.items() if language != "en"]
+    means = {"average": sum(accuracy.values()) / len(accuracy)}
+    if others:
+        means["non_english"] = sum(others) / len(others)
+    return accuracy | {key: round(value, 2) for key, value in means.items()}
+
+
+def _without(tree, keys):
+    if not isinstance(tree, dict):
+        return tree
+    return {key: _without(value, keys) for key, value in tree.items() if key not in keys}
+
+
+def _flat(tree: dict, prefix: str = "") -> dict:
+    flat = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def _list(names) -> str:
+    return ", ".join(names)
+
+
+__all__ = ["RANDOM", "LlamaConfig", "Recipe"]

@@ -1,0 +1,118 @@
+"""The report: one self-contained HTML page from what a run's stages left behind."""
+
+import json
+import os
+from typing import Any
+
+import jinja2
+from etils import epath
+
+from qalign_jax.evaluation import records
+from qalign_jax.reporting import tables
+
+
+def write(workdir: str | os.PathLike) -> epath.Path:
+    """Writes `<workdir>/report.html` from the stages' files and returns its path.
+
+    Reads config.json and, in every stage's folder, results.json, metrics.jsonl and packing.json;
+    each may be absent, so that an unfinished run has a page too.
+
+    Raises:
+      ValueError: there is no such folder, or nothing of a run in it, or a file is damaged.
+    """
+    workdir = epath.Path(workdir)
+    if not workdir.is_dir():
+        raise ValueError(f"--workdir={workdir}: there is no such folder; give a run's workdir")
+    config = _json(workdir / "config.json")
+    stages = [_stage(workdir / name) for name in _stage_names(workdir, config)]
+    trained = [stage for stage in stages if stage["training"] or stage["packing"]]
+    evaluated = [stage for stage in stages if stage["systems"]]
+    if not (config or trained or evaluated):
+        raise ValueError(
+            f"{workdir} holds no config.json, results.json or metrics.jsonl; give a run's workdir"
+        )
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("qalign_jax.reporting", "."),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    page = environment.get_template("page.html.jinja").render(
+        title=(config or {}).get("title") or workdir.name,
+        evaluated=evaluated,
+        trained=trained,
+        notes=_notes(config),
+        config=json.dumps(config, indent=2, ensure_ascii=False) if config else "",
+    )
+    path = workdir / "report.html"
+    records.write_text(path, page)
+    return path
+
+
+def _stage_names(workdir: epath.Path, config: Any) -> list[str]:
+    """The stages' folders, in the recipe's order, then what else is there."""
+    there = sorted(path.name for path in workdir.iterdir() if path.is_dir())
+    recipe = [name for name in (config or {}).get("stages") or () if name in there]
+    return recipe + [name for name in there if name not in recipe]
+
+
+def _stage(folder: epath.Path) -> dict[str, Any]:
+    results = _json(folder / "results.json") or {}
+    systems = results.get("systems") or {}
+    paired = zip(tables.tables(systems), tables.tables(systems, "sound"), strict=True)
+    return {
+        "name": folder.name,
+        "systems": systems,
+        "tables": [
+            {"benchmark": paper.benchmark, "readers": [("paper", paper), ("sound", sound)]}
+            for paper, sound in paired
+        ],
+        "training": _training(folder / "metrics.jsonl"),
+        "packing": _json(folder / "packing.json"),
+    }
+
+
+def _training(path: epath.Path) -> dict[str, Any] | None:
+    """First and last loss, steps, and the middle throughput of a stage's metrics."""
+    if not path.exists():
+        return None
+    # A run that was killed may have repeated steps and a torn last line.
+    steps: dict[int, dict[str, Any]] = {}
+    for number, line, ended in records.read_lines(path):
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            if not ended:
+                break
+            raise ValueError(f"{path}:{number}: not JSON ({error.msg}); delete the line") from error
+        if isinstance(row, dict) and "loss" in row and "step" in row:
+            steps[row["step"]] = row
+    if not steps:
+        return None
+    rows = [steps[step] for step in sorted(steps)]
+    speeds = sorted(row["tokens_per_second"] for row in rows if row.get("tokens_per_second"))
+    return {
+        "steps": rows[-1]["step"],
+        "first_loss": rows[0]["loss"],
+        "last_loss": rows[-1]["loss"],
+        "tokens_per_second": speeds[len(speeds) // 2] if speeds else None,
+        "mfu": rows[-1].get("mfu"),
+    }
+
+
+def _notes(config: Any) -> list[str]:
+    """The recipe's own words on where it departs from the paper: a text or a list of texts."""
+    notes = (config or {}).get("notes") or ()
+    return [notes] if isinstance(notes, str) else [str(note) for note in notes]
+
+
+def _json(path: epath.Path) -> Any:
+    if not path.exists():
+        return None
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(
+            f"{path}: not JSON ({error}); delete it and run its stage again"
+        ) from error

@@ -1,0 +1,52 @@
+"""Runs a recipe's stages, in order, resuming: python -m qalign_jax.run --config=... --workdir=..."""
+
+from absl import flags
+from ml_collections import config_flags
+
+from qalign_jax import cli
+
+_CONFIG = config_flags.DEFINE_config_file(
+    "config",
+    cli.config_path("configs/demo.py"),
+    "The recipe, a file that returns a ConfigDict, with its argument after a colon: "
+    "configs/math_cot.py:llama2_7b. Any value in it can be changed: "
+    "--config.response_alignment.lr=1e-5.",
+)
+_WORKDIR = flags.DEFINE_string(
+    "workdir",
+    None,
+    "Where the run keeps everything, a folder or gs://bucket/path; the same command goes on where "
+    "it was stopped. runs/<recipe> by default.",
+)
+_STAGES = flags.DEFINE_list("stages", [], "Run only these stages, for example --stages=evaluation.")
+_COORDINATOR = flags.DEFINE_string(
+    "coordinator", None, "HOST:PORT of process 0, for several hosts that JAX does not find itself."
+)
+_PROCESSES = flags.DEFINE_integer("processes", 1, "How many processes, with --coordinator.")
+_PROCESS = flags.DEFINE_integer("process", 0, "The number of this one, with --coordinator.")
+
+
+def run(argv: list[str]) -> dict:
+    """Runs the recipe and writes its report; returns what the last line of stdout says."""
+    from qalign_jax.parallel import hosts
+
+    hosts.initialize(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
+
+    import jax
+
+    from qalign_jax.recipe import Recipe
+    from qalign_jax.reporting import page, tables
+
+    config = _CONFIG.value
+    workdir = _WORKDIR.value or f"runs/{config.name}"
+    outcome = Recipe(config, workdir, _STAGES.value).run()
+    report = None
+    if jax.process_index() == 0:
+        report = str(page.write(workdir))
+        if outcome["systems"]:
+            print(tables.text(outcome["systems"]), end="\n\n")
+    return {"workdir": workdir, **outcome, "report": report}
+
+
+if __name__ == "__main__":
+    cli.main(run)

@@ -1,0 +1,1 @@
+"""Fine-tuning: the step, the optimiser, the loop, checkpoints and metrics."""

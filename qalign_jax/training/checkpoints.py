@@ -1,0 +1,154 @@
+"""Checkpoints on Orbax: a stage's state while it trains, its weights when it is done.
+
+A stage's folder holds `model.json` (the model's shape and its prompt template), `tokenizer/` and
+`checkpoints/<step>/` with `params` and, until training is done, `optimizer`.
+"""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+from absl import logging
+from etils import epath
+from jax.sharding import Mesh
+from orbax.checkpoint import v1 as ocp
+
+from qalign_jax.data.tokenizer import load_tokenizer
+from qalign_jax.models import hf
+from qalign_jax.models.attention import RopeScaling
+from qalign_jax.models.llama import LlamaConfig, abstract_params
+from qalign_jax.parallel.mesh import make_mesh, sharding_of
+from qalign_jax.training.step import TrainState
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """A model as it is loaded: shape, weights, tokenizer, and the template it was trained with."""
+
+    config: LlamaConfig
+    params: dict
+    tokenizer: object
+    template: str
+
+
+class Checkpoints:
+    """The training state of one stage, saved asynchronously every `every` steps."""
+
+    def __init__(self, stage_dir, every: int, keep: int = 1):
+        self.every = every
+        self._root = epath.Path(stage_dir) / "checkpoints"
+        self._checkpointer = ocp.training.Checkpointer(
+            self._root,
+            save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
+            preservation_policy=ocp.training.preservation_policies.LatestN(keep),
+            cleanup_tmp_directories=True,
+        )
+
+    def latest(self) -> int | None:
+        """The newest complete step, None before the first."""
+        latest = self._checkpointer.latest
+        return None if latest is None else latest.step
+
+    def save(self, step: int, state: TrainState, final: bool = False) -> None:
+        """Saves `state` as `step`; the final one holds the weights alone."""
+        if step == self.latest():
+            return
+        saved = {"params": state.params}
+        if not final:
+            saved["optimizer"] = {"step": state.step, "moments": state.moments}
+        self._checkpointer.save_checkpointables_async(step, saved, force=True)
+        if final:
+            self.wait()
+
+    def restore(self, step: int, abstract: TrainState) -> TrainState:
+        """The state at `step`, with the shardings of `abstract`."""
+        wanted = {
+            "params": abstract.params,
+            "optimizer": {"step": abstract.step, "moments": abstract.moments},
+        }
+        loaded = self._checkpointer.load_checkpointables(step, wanted)
+        return TrainState(loaded["optimizer"]["step"], loaded["params"], loaded["optimizer"]["moments"])
+
+    def wait(self) -> None:
+        """Returns when everything saved is on disk."""
+        self._checkpointer.wait()
+
+    def close(self) -> None:
+        self._checkpointer.close()
+
+
+def write_model_card(stage_dir, config: LlamaConfig, tokenizer, template: str) -> None:
+    """Writes what is needed beside the weights to use them: shape, template, tokenizer."""
+    stage_dir = epath.Path(stage_dir)
+    stage_dir.mkdir(parents=True, exist_ok=True)
+    card = {"model": dataclasses.asdict(config), "template": template}
+    (stage_dir / "model.json").write_text(json.dumps(card, indent=1) + "\n")
+    tokenizer.save(stage_dir / "tokenizer")
+
+
+def load_model(path, *, mesh: Mesh | None = None, dtype: str | None = None) -> Model:
+    """Loads a stage's folder of ours, one of its checkpoints, or a Hugging Face directory.
+
+    Args:
+      path: the directory, local or gs://.
+      mesh: where the weights go, sharded by the table in parallel/mesh.py; by default this
+        process's first device.
+      dtype: the weights' dtype in memory and of the arithmetic; by default the stored weights as
+        f32, with the model's own arithmetic.
+
+    Raises:
+      ValueError: there is no model, or a part of it is missing.
+    """
+    path = epath.Path(path)
+    mesh = mesh or make_mesh("", jax.local_devices()[:1])
+    param_dtype = jnp.dtype(dtype or "float32")
+    if hf.is_hf_directory(path):
+        config = _with_dtype(hf.read_config(path), dtype)
+        tokenizer = load_tokenizer(path)
+        return Model(config, hf.read_params(path, config, mesh, param_dtype), tokenizer, "paper")
+    stage_dir, step = _stage_and_step(path)
+    config, template = _read_card(stage_dir)
+    config = _with_dtype(config, dtype)
+    shapes, axes = abstract_params(config)
+    wanted = jax.tree.map(
+        lambda leaf, leaf_axes: jax.ShapeDtypeStruct(
+            leaf.shape, param_dtype, sharding=sharding_of(mesh, leaf_axes)
+        ),
+        shapes,
+        axes,
+    )
+    logging.info("loading %s at step %d", stage_dir, step)
+    loaded = ocp.load_checkpointables(stage_dir / "checkpoints" / str(step), {"params": wanted})
+    return Model(config, loaded["params"], load_tokenizer(stage_dir / "tokenizer"), template)
+
+
+def _with_dtype(config: LlamaConfig, dtype: str | None) -> LlamaConfig:
+    return config if dtype is None else dataclasses.replace(config, dtype=dtype)
+
+
+def _read_card(stage_dir) -> tuple[LlamaConfig, str]:
+    card = json.loads((stage_dir / "model.json").read_text())
+    shape = card["model"]
+    if shape["rope_scaling"] is not None:
+        shape["rope_scaling"] = RopeScaling(**shape["rope_scaling"])
+    return LlamaConfig(**shape), card["template"]
+
+
+def _stage_and_step(path) -> tuple[epath.Path, int]:
+    """From a stage's folder, its checkpoints/ or one step of them."""
+    for stage_dir, step in ((path, None), (path.parent, None), (path.parent.parent, path.name)):
+        if (stage_dir / "model.json").exists():
+            break
+    else:
+        raise ValueError(
+            f"{path}: no model here; expected a stage's folder of a run (with model.json and "
+            "checkpoints/) or a Hugging Face directory (with config.json)"
+        )
+    if step is not None:
+        return stage_dir, int(step)
+    root = stage_dir / "checkpoints"
+    steps = [int(child.name) for child in root.iterdir() if child.name.isdigit()] if root.exists() else []
+    if not steps:
+        raise ValueError(f"{stage_dir}: no checkpoint is complete yet; let its training finish")
+    return stage_dir, max(steps)

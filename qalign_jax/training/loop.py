@@ -1,0 +1,176 @@
+"""The training loop: dispatches a step, then reads the metrics of the one before."""
+
+import concurrent.futures
+import json
+import math
+import signal
+import time
+
+import jax
+import numpy as np
+from absl import logging
+from etils import epath
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
+
+from qalign_jax.data.batches import Batches
+from qalign_jax.models.llama import LlamaConfig
+from qalign_jax.parallel.mesh import sharding_of
+from qalign_jax.training.checkpoints import Checkpoints
+from qalign_jax.training.metrics import MetricWriter, Progress, peak_flops
+from qalign_jax.training.optimizer import Schedule
+from qalign_jax.training.step import BATCH_KEYS, TrainState
+
+
+class Preempted(SystemExit):
+    """The run was asked to stop; its state is saved and the same command goes on from there."""
+
+
+def train(
+    state: TrainState,
+    step_function,
+    batches: Batches,
+    schedule: Schedule,
+    *,
+    config: LlamaConfig,
+    mesh: Mesh,
+    checkpoints: Checkpoints,
+    stage_dir,
+    name: str,
+) -> TrainState:
+    """Trains from `state.step` to `schedule.steps`, saving on the way and at the end.
+
+    Batch t depends on (seed, t) alone, so a run that was stopped and started again sees what an
+    uninterrupted one sees.
+
+    Raises:
+      FloatingPointError: the loss or the gradient is not finite; the step and the ids of the
+        batch's examples are in nan.json of the stage's folder.
+      Preempted: SIGTERM or SIGINT arrived and the state is saved.
+    """
+    stage_dir = epath.Path(stage_dir)
+    first = int(state.step)
+    writer = MetricWriter(stage_dir, first)
+    progress = Progress(name, schedule.steps, first)
+    meter = _Meter(config, batches)
+    stop = _StopSignal()
+    with concurrent.futures.ThreadPoolExecutor(1) as loader, stop:
+        upcoming = loader.submit(_load, batches, first, mesh) if first < schedule.steps else None
+        pending = None
+        try:
+            for step in range(first, schedule.steps):
+                ids, batch, real_tokens = upcoming.result()
+                state, metrics = step_function(state, batch, np.float32(schedule(step)))
+                if step + 1 < schedule.steps:
+                    upcoming = loader.submit(_load, batches, step + 1, mesh)
+                row = {"step": step + 1, "learning_rate": schedule(step)}
+                done, pending = pending, (row, metrics, ids, real_tokens)
+                saves = (step + 1) % checkpoints.every == 0 and step + 1 < schedule.steps
+                stops = stop.reached(step)
+                if done:
+                    _record(done, meter, writer, progress, stage_dir, batches)
+                if saves or stops:  # nothing is saved before its own loss is known to be finite
+                    _record(pending, meter, writer, progress, stage_dir, batches)
+                    pending = None
+                    checkpoints.save(step + 1, state)
+                if stops and step + 1 < schedule.steps:
+                    checkpoints.wait()
+                    logging.warning("%s: stopped; step %d is saved", name, step + 1)
+                    raise Preempted(128 + stop.signal)
+            if pending:
+                _record(pending, meter, writer, progress, stage_dir, batches)
+            checkpoints.save(schedule.steps, state, final=True)
+        finally:
+            progress.close()
+            writer.close()
+    return state
+
+
+def _load(batches: Batches, step: int, mesh: Mesh):
+    """Batch `step` on the devices; every host reads the rows of its own devices only."""
+    ids = batches.row_ids(step)
+    sharding = sharding_of(mesh, ("batch", "length"))
+    shape = (len(ids), batches.packed.length)
+    parts = {}
+
+    def part(index, key):
+        start, stop, _ = index[0].indices(len(ids))
+        if (start, stop) not in parts:
+            parts[start, stop] = batches.read(ids[start:stop])
+        return parts[start, stop][key]
+
+    batch = {
+        key: jax.make_array_from_callback(shape, sharding, lambda index, key=key: part(index, key))
+        for key in BATCH_KEYS
+    }
+    real = sum(int((rows["segment_ids"] > 0).sum()) for rows in parts.values())
+    return ids, batch, real
+
+
+class _Meter:
+    """Speed between two records, in real (not padding) tokens a second."""
+
+    def __init__(self, config: LlamaConfig, batches: Batches):
+        self._flops = config.flops_per_token(batches.packed.length)
+        self._peak = peak_flops()
+        self._last = None
+
+    def measure(self, real_tokens: int) -> dict:
+        now = time.perf_counter()
+        speed = None if self._last is None else real_tokens / (now - self._last)
+        self._last = now
+        mfu = speed * self._flops / self._peak if speed and self._peak else None
+        return {"tokens_per_second": speed, "mfu": mfu}
+
+
+def _record(pending, meter, writer, progress, stage_dir, batches) -> None:
+    row, metrics, ids, real_tokens = pending
+    loss, norm = float(metrics["loss"]), float(metrics["grad_norm"])
+    if not (math.isfinite(loss) and math.isfinite(norm)):
+        file = stage_dir / "nan.json"
+        examples = [batches.packed.row_examples(int(i)) for i in ids]
+        report = {"step": row["step"], "loss": str(loss), "grad_norm": str(norm)}
+        report |= {"rows": [int(i) for i in ids], "examples": examples}
+        if jax.process_index() == 0:
+            file.write_text(json.dumps(report, ensure_ascii=False) + "\n")
+        raise FloatingPointError(
+            f"step {row['step']}: the loss is {loss}, the gradient's norm {norm}; the ids of its "
+            f"batch are in {file}. Checkpoints from before are whole"
+        )
+    row |= {"loss": loss, "grad_norm": norm, "trained_tokens": int(metrics["trained_tokens"])}
+    row |= meter.measure(real_tokens)
+    row["packing"] = real_tokens / (len(ids) * batches.packed.length)
+    writer.write(row)
+    progress.update(row["step"], row)
+
+
+class _StopSignal:
+    """Turns SIGTERM and the first SIGINT into a stop after the running step.
+
+    In a cluster JAX's own preemption notice decides, so that all hosts stop at one step.
+    """
+
+    signal = signal.SIGTERM
+
+    def __enter__(self):
+        self._asked = False
+        self._previous = {}
+        if jax.process_count() == 1:
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self._previous[number] = signal.signal(number, self._ask)
+        return self
+
+    def __exit__(self, *_):
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _ask(self, number, frame):
+        if self._asked:
+            raise KeyboardInterrupt
+        self._asked, self.signal = True, number
+        logging.warning("stopping after this step (again to stop at once)")
+
+    def reached(self, step: int) -> bool:
+        if jax.process_count() == 1:
+            return self._asked
+        return multihost_utils.reached_preemption_sync_point(step)

@@ -1,0 +1,191 @@
+"""The training step: loss and gradients in one shard_map over the whole mesh, then the update.
+
+Left to the partitioner, every gradient becomes an all-reduce of full size; written by hand, the
+weights are gathered over fsdp one layer at a time and their gradients scattered back.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+from jax import lax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from qalign_jax.models.llama import Llama, LlamaConfig, init_params, param_specs
+from qalign_jax.parallel.mesh import BATCH, Parallelism, batch_shards, sharding_of
+from qalign_jax.training.optimizer import OptimizerConfig, make_optimizer
+
+BATCH_KEYS = ("tokens", "positions", "segment_ids", "targets", "loss_weights")
+
+
+@struct.dataclass
+class TrainState:
+    """What a step reads and writes: updates done (int32), parameters and moments (f32)."""
+
+    step: jax.Array
+    params: dict
+    moments: optax.OptState
+
+
+def state_shardings(config: LlamaConfig, optimizer: OptimizerConfig, mesh: Mesh) -> TrainState:
+    """The NamedSharding of every part of the state; moments lie where their parameters do."""
+    specs = param_specs(config)
+    shapes = jax.eval_shape(lambda: _fresh_state(config, optimizer, jax.random.key(0)))
+    moments = optax.tree_utils.tree_map_params(
+        make_optimizer(optimizer),
+        lambda _, spec: spec,
+        shapes.moments,
+        specs,
+        transform_non_params=lambda _: PartitionSpec(),
+    )
+    state = TrainState(step=PartitionSpec(), params=specs, moments=moments)
+    return jax.tree.map(
+        lambda spec: NamedSharding(mesh, spec), state, is_leaf=lambda x: isinstance(x, PartitionSpec)
+    )
+
+
+def abstract_state(config: LlamaConfig, optimizer: OptimizerConfig, mesh: Mesh) -> TrainState:
+    """The state as ShapeDtypeStructs with shardings: for restoring, and for compiling ahead."""
+    shapes = jax.eval_shape(lambda: _fresh_state(config, optimizer, jax.random.key(0)))
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        shapes,
+        state_shardings(config, optimizer, mesh),
+    )
+
+
+def random_params(config: LlamaConfig, mesh: Mesh, seed: int):
+    """Random f32 parameters, made where they will lie; the same on every mesh."""
+    shardings = jax.tree.map(lambda spec: NamedSharding(mesh, spec), param_specs(config))
+    return jax.jit(init_params, static_argnums=0, out_shardings=shardings)(
+        config, jax.random.key(seed)
+    )
+
+
+def init_state(config: LlamaConfig, optimizer: OptimizerConfig, mesh: Mesh, params) -> TrainState:
+    """A state at step 0 that takes over `params`, sharded over the mesh already."""
+    shardings = state_shardings(config, optimizer, mesh)
+    moments = jax.jit(make_optimizer(optimizer).init, out_shardings=shardings.moments)(params)
+    return TrainState(jax.device_put(jnp.int32(0), shardings.step), params, moments)
+
+
+def _fresh_state(config, optimizer, key):
+    params = init_params(config, key)
+    return TrainState(jnp.int32(0), params, make_optimizer(optimizer).init(params))
+
+
+@functools.lru_cache
+def loss_and_gradients(config: LlamaConfig, mesh: Mesh, micro_batches: int = 1):
+    """A function (params, batch) -> (loss, gradients, trained tokens), for use under jit.
+
+    The loss is the mean cross entropy in nats over the batch's trained tokens, all devices and
+    micro-batches together: a micro-batch with more trained tokens weighs more.
+
+    The batch is a dict of [B, T] arrays (BATCH_KEYS), rows split over the mesh's batch axes.
+
+    Raises:
+      ValueError: the mesh does not divide the model.
+    """
+    model = Llama(config, Parallelism.manual(mesh))
+    specs = param_specs(config)
+    _check_divides(config, model.parallel)
+
+    def local_loss(params, rows):
+        nll = model.apply(
+            {"params": params},
+            *(rows[key] for key in ("tokens", "positions", "segment_ids", "targets")),
+            method="loss",
+        )
+        return jnp.sum(nll * rows["loss_weights"])
+
+    def body(params, batch):
+        if micro_batches == 1:
+            total, gradients = jax.value_and_grad(local_loss)(params, batch)
+        else:
+
+            def accumulate(carry, rows):
+                step = jax.value_and_grad(local_loss)(params, rows)
+                return jax.tree.map(jnp.add, carry, step), None
+
+            split = jax.tree.map(lambda a: a.reshape(micro_batches, -1, a.shape[-1]), batch)
+            zeros = (jnp.float32(0), jax.tree.map(jnp.zeros_like, params))
+            (total, gradients), _ = lax.scan(accumulate, zeros, split)
+        trained = lax.psum(jnp.sum(batch["loss_weights"]), BATCH)
+        share = 1 / jnp.maximum(trained, 1)
+        gradients = jax.tree.map(
+            lambda gradient, spec: _sum_over(gradient, _batch_axes_left(spec)) * share,
+            gradients,
+            specs,
+        )
+        return lax.psum(total, BATCH) * share, gradients, trained
+
+    batch_spec = dict.fromkeys(BATCH_KEYS, PartitionSpec(BATCH, None))
+    scalar = PartitionSpec()
+    return jax.shard_map(
+        body,
+        mesh=mesh,
+        in_specs=(specs, batch_spec),
+        out_specs=(scalar, specs, scalar),
+        check_vma=False,
+    )
+
+
+def _batch_axes_left(spec: PartitionSpec) -> tuple[str, ...]:
+    """The batch axes that a parameter is not split over, so that its gradient is summed there."""
+    used = {name for entry in spec if entry for name in (entry if isinstance(entry, tuple) else (entry,))}
+    return tuple(axis for axis in BATCH if axis not in used)
+
+
+def _sum_over(x, axes):
+    return lax.psum(x, axes) if axes else x
+
+
+@functools.lru_cache
+def make_train_step(
+    config: LlamaConfig, optimizer: OptimizerConfig, mesh: Mesh, micro_batches: int = 1
+):
+    """A jitted (state, batch, learning rate) -> (state, metrics); the old state is donated.
+
+    Metrics: `loss` (nats a trained token), `grad_norm` (before clipping), `trained_tokens`.
+    """
+    gradient_function = loss_and_gradients(config, mesh, micro_batches)
+    transform = make_optimizer(optimizer)
+
+    def train_step(state, batch, learning_rate):
+        loss, gradients, trained = gradient_function(state.params, batch)
+        updates, moments = transform.update(gradients, state.moments, state.params)
+        params = jax.tree.map(lambda p, u: p - learning_rate * u, state.params, updates)
+        metrics = {
+            "loss": loss,
+            "grad_norm": optax.global_norm(gradients),
+            "trained_tokens": trained,
+        }
+        return TrainState(state.step + 1, params, moments), metrics
+
+    shardings = state_shardings(config, optimizer, mesh)
+    rows = sharding_of(mesh, ("batch", "length"))
+    scalar = NamedSharding(mesh, PartitionSpec())
+    return jax.jit(
+        train_step,
+        in_shardings=(shardings, dict.fromkeys(BATCH_KEYS, rows), scalar),
+        out_shardings=(shardings, scalar),
+        donate_argnums=0,
+    )
+
+
+def rows_multiple(mesh: Mesh, micro_batches: int) -> int:
+    """The rows of a batch must be a multiple of this."""
+    return batch_shards(mesh) * micro_batches
+
+
+def _check_divides(config: LlamaConfig, parallel: Parallelism) -> None:
+    for axis, length in (
+        ("embed", config.d_model),
+        ("heads", config.n_heads),
+        ("kv_heads", config.n_kv_heads),
+        ("mlp", config.d_ff),
+        ("vocab", config.padded_vocab),
+    ):
+        parallel.local(length, axis)

@@ -1,0 +1,50 @@
+"""Packaging of qalign_jax. The recipes in configs/ are installed as qalign_jax.configs."""
+
+import pathlib
+
+import setuptools
+
+ROOT = pathlib.Path(__file__).parent
+
+setuptools.setup(
+    name="qalign_jax",
+    version="0.1.0",
+    description="Question-translation training for multilingual reasoning on TPUs, in JAX",
+    long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    python_requires=">=3.11",
+    packages=[
+        *setuptools.find_packages(include=["qalign_jax", "qalign_jax.*"]),
+        "qalign_jax.configs",
+    ],
+    package_dir={"qalign_jax.configs": "configs"},
+    package_data={"qalign_jax": ["**/*.jinja"]},
+    install_requires=[
+        "absl-py",
+        "etils",
+        "flax>=0.12",
+        "gcsfs",
+        "grain>=0.2.12",
+        "importlib_resources",  # imported by tensorflow-datasets, which does not declare it
+        "jax>=0.10",
+        "jinja2",
+        "matplotlib",
+        "ml-collections",
+        "numpy",
+        "optax",
+        "orbax-checkpoint>=0.12",
+        "safetensors",
+        "sentencepiece",
+        "tensorboardX",
+        "tensorflow-datasets>=4.9.9",
+        "tokenizers",
+        "tqdm",
+        "transformers>=5",
+    ],
+    extras_require={
+        "tpu": ["jax[tpu]"],
+        "test": ["pytest", "ruff", "torch"],
+    },
+)

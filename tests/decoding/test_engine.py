@@ -1,0 +1,241 @@
+"""The engine against `transformers`' own generation, in float32 with the same random weights."""
+
+import dataclasses
+import functools
+
+import jax
+import numpy as np
+import pytest
+import torch
+
+from qalign_jax.decoding.engine import Engine, TextGenerator
+from qalign_jax.decoding.sampling import Sampling
+from qalign_jax.decoding.slots import advance, empty_slots
+from qalign_jax.models.llama import LlamaConfig, init_params
+from qalign_jax.parallel.mesh import make_mesh
+from tests.reference import to_transformers
+
+TINY = LlamaConfig(
+    vocab_size=97,
+    d_model=48,
+    n_layers=2,
+    n_heads=4,
+    n_kv_heads=4,
+    d_ff=96,
+    head_size=12,
+    max_length=160,
+    init_scale=0.3,
+    dtype="float32",
+)
+VARIANTS = {
+    "multi-head": TINY,
+    "grouped-query": dataclasses.replace(TINY, n_kv_heads=2),
+    "sliding-window": dataclasses.replace(TINY, n_kv_heads=2, sliding_window=9),
+}
+LENGTHS = (1, 100, 2, 37, 16, 64, 5, 17, 90, 33, 3)
+NEVER = 10_000  # an EOS that no model has
+NEW = 24
+
+
+@functools.cache
+def params_of(config, seed=0):
+    return init_params(config, jax.random.key(seed))
+
+
+def prompts_of(lengths, vocab_size=TINY.vocab_size):
+    rng = np.random.default_rng(7)
+    return [rng.integers(0, vocab_size, length).tolist() for length in lengths]
+
+
+def decode(config=TINY, prompts=None, new=NEW, eos_ids=(NEVER,), **options):
+    engine = Engine([(config, params_of(config))], eos_ids=eos_ids, **options)
+    prompts = prompts_of(LENGTHS) if prompts is None else prompts
+    answers = list(engine.generate(prompts, new))
+    assert sorted(number for number, _ in answers) == list(range(len(prompts)))
+    return [ids for _, ids in sorted(answers)]
+
+
+@functools.cache
+def reference(name, eos=None):
+    model = to_transformers(VARIANTS[name], params_of(VARIANTS[name]))
+    answers = []
+    for prompt in prompts_of(LENGTHS):
+        ids = model.generate(
+            torch.tensor([prompt]),
+            attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
+            max_new_tokens=NEW,
+            do_sample=False,
+            eos_token_id=eos,
+            pad_token_id=0,
+        )[0, len(prompt) :].tolist()
+        answers.append(ids[:-1] if ids[-1] == eos else ids)
+    return answers
+
+
+def some_eos(answers):
+    """An id that ends some of the answers early and leaves others as they are."""
+    counts = {id: sum(id in answer for answer in answers) for id in range(TINY.vocab_size)}
+    return min(counts, key=lambda id: abs(counts[id] - len(answers) // 2))
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_greedy_tokens_are_those_of_transformers(name):
+    assert decode(VARIANTS[name], slots=3) == reference(name)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_answers_end_before_eos_as_in_transformers(name):
+    eos = some_eos(reference(name))
+    expected = reference(name, eos)
+    lengths = {len(answer) for answer in expected}
+    assert NEW in lengths and len(lengths) > 2  # reached by some, at different places
+    assert decode(VARIANTS[name], eos_ids=(eos,), slots=4) == expected
+
+
+def test_any_of_several_eos_ids_ends_an_answer():
+    whole = reference("multi-head")
+    first, second = whole[0][3], whole[1][2]
+    expected = []
+    for answer in whole:
+        ends = [answer.index(id) for id in (first, second) if id in answer]
+        expected.append(answer[: min(ends, default=NEW)])
+    assert decode(eos_ids=(first, second), slots=4) == expected
+
+
+@pytest.mark.parametrize("slots", [1, 2, 5, 40])
+def test_slots_change_no_answer(slots):
+    assert decode(slots=slots) == reference("multi-head")
+
+
+def test_a_reused_slot_sees_nothing_of_the_row_before():
+    long, short = prompts_of((120, 4))
+    together = decode(prompts=[long, short, long[:50], short], slots=1)
+    alone = [decode(prompts=[prompt], slots=1)[0] for prompt in (long, short, long[:50])]
+    assert together == [*alone, alone[1]]
+
+
+def test_rows_finish_while_others_go_on():
+    whole = reference("multi-head")
+    eos = some_eos(whole)
+    engine = Engine([(TINY, params_of(TINY))], eos_ids=(eos,), slots=8)
+    first, _ = next(engine.generate(prompts_of(LENGTHS), NEW))
+    assert len(reference("multi-head", eos)[first]) < NEW
+
+
+def test_a_mesh_changes_no_answer():
+    config = VARIANTS["grouped-query"]
+    mesh = make_mesh("fsdp:4,tensor:2")
+    engine = Engine([(config, params_of(config))], eos_ids=(NEVER,), mesh=mesh, slots=6)
+    state, _ = _two_steps(engine)
+    assert state.caches[0][0].shape[1] == 8  # rounded up to the batch shards
+    assert state.caches[0][0].sharding.shard_shape(state.caches[0][0].shape)[1:4] == (2, 64, 1)
+    assert state.outputs.sharding.is_fully_replicated
+    answers = sorted(engine.generate(prompts_of(LENGTHS), NEW))
+    assert [ids for _, ids in answers] == reference("grouped-query")
+
+
+def _two_steps(engine):
+    plan = dataclasses.replace(engine._plan, length=64)
+    key = jax.random.key(0)
+    slots = empty_slots(plan)
+    slots = slots.replace(active=slots.active | True, limits=slots.limits + 9)
+    return advance(plan, engine._params, key, slots, 0, 2)
+
+
+def test_the_state_is_donated():
+    engine = Engine([(TINY, params_of(TINY))], eos_ids=(NEVER,), slots=4)
+    plan = dataclasses.replace(engine._plan, length=64)
+    slots = empty_slots(plan)
+    advance(plan, engine._params, jax.random.key(0), slots, 0, 2)
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(slots.caches))
+
+
+def test_engines_of_equal_models_share_programs():
+    decode(slots=3)
+    before = advance._cache_size()
+    params = params_of(TINY, seed=1)
+    list(Engine([(TINY, params)], eos_ids=(NEVER,), slots=3).generate(prompts_of(LENGTHS), NEW))
+    assert advance._cache_size() == before
+
+
+def test_a_prompt_near_the_length_limit_gets_what_room_is_left():
+    prompt = prompts_of((TINY.max_length - 5,))[0]
+    answers = decode(prompts=[prompt, prompt[:100]], new=NEW, slots=2)
+    assert [len(answer) for answer in answers] == [5, NEW]
+    assert answers[0] == decode(prompts=[prompt], new=5)[0]
+
+
+SAMPLING = Sampling(temperature=1.3, top_p=0.9, seed=5)
+
+
+def test_samples_depend_on_the_seed_and_the_request_alone():
+    answers = decode(slots=2, sampling=SAMPLING)
+    assert answers == decode(slots=2, sampling=SAMPLING)
+    assert answers == decode(slots=7, sampling=SAMPLING)
+    assert answers == decode(slots=8, sampling=SAMPLING, mesh=make_mesh("fsdp:4,tensor:2"))
+    assert answers != decode(slots=2, sampling=dataclasses.replace(SAMPLING, seed=6))
+
+
+def test_a_part_decoded_later_samples_the_same():
+    answers = decode(slots=2, sampling=SAMPLING)
+    engine = Engine([(TINY, params_of(TINY))], eos_ids=(NEVER,), sampling=SAMPLING)
+    later = engine.generate(prompts_of(LENGTHS)[4:], NEW, range(4, len(LENGTHS)))
+    assert [ids for _, ids in sorted(later)] == answers[4:]
+
+
+def test_the_same_prompt_twice_is_sampled_twice():
+    prompt = prompts_of((12,))[0]
+    first, second = decode(prompts=[prompt, prompt], sampling=SAMPLING)
+    assert first != second
+
+
+def test_no_prompts_give_no_answers():
+    assert decode(prompts=[]) == []
+
+
+@pytest.mark.parametrize(
+    ("prompts", "new", "message"),
+    [
+        ([[1], []], 4, "prompt 1 is empty"),
+        ([[1] * 160], 4, "prompt 0 has 160 tokens.*max_length is 160"),
+        ([[1, 97]], 4, "prompt 0 has the id 97.*97 ids"),
+        ([[1, -1]], 4, "prompt 0 has the id -1"),
+        ([[1]], 0, "max_new_tokens 0"),
+    ],
+)
+def test_bad_requests_are_refused_at_the_call(prompts, new, message):
+    engine = Engine([(TINY, params_of(TINY))], eos_ids=(NEVER,))
+    with pytest.raises(ValueError, match=message):
+        engine.generate(prompts, new)
+
+
+def test_bad_engines_are_refused():
+    model = (TINY, params_of(TINY))
+    with pytest.raises(ValueError, match="takes 1 models, 2 were given"):
+        Engine([model, model], eos_ids=(0,))
+    with pytest.raises(ValueError, match="slots 0"):
+        Engine([model], eos_ids=(0,), slots=0)
+    odd = dataclasses.replace(TINY, n_kv_heads=1)
+    with pytest.raises(ValueError, match="1 key-value heads"):
+        Engine([(odd, params_of(odd))], eos_ids=(0,), mesh=make_mesh("fsdp:4,tensor:2"))
+
+
+class Letters:
+    """A tokenizer of the small letters."""
+
+    bos_id, eos_id, vocab_size = 0, 1, 28
+
+    def encode_batch(self, texts):
+        return [[ord(letter) - ord("a") + 2 for letter in text] for text in texts]
+
+    def decode(self, ids):
+        return "".join(chr(id - 2 + ord("a")) for id in ids)
+
+
+def test_text_goes_in_after_bos_and_comes_out():
+    config = dataclasses.replace(TINY, vocab_size=28)
+    params = params_of(config)
+    engine = Engine([(config, params)], eos_ids=(1, 0))
+    answers = sorted(TextGenerator(engine, Letters())(["abc", "z"], 6))
+    ids = sorted(engine.generate([[0, 2, 3, 4], [0, 27]], 6))
+    assert answers == [(i, Letters().decode(answer), len(answer)) for i, answer in ids]
