@@ -4,7 +4,6 @@
 """
 
 from ml_collections import ConfigDict
-
 from qalign_jax.configs import common
 
 NOTES = (

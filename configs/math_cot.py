@@ -9,8 +9,8 @@ The argument names the model preset. Published mean over ten languages, mGSM / m
 """
 
 from ml_collections import ConfigDict
-
 from qalign_jax.configs import common
+
 from qalign_jax.models.presets import preset
 
 
@@ -22,9 +22,7 @@ def get_config(arg: str = "llama2_7b") -> ConfigDict:
     )  # fmt: skip
     config = common.recipe("math_cot_" + arg, stages)
     config.base = "random"  # a Hugging Face or Orbax directory of the untuned model
-    config.paths = ConfigDict(
-        {"question_pairs": "", "responses": "", "mgsm": "", "msvamp": ""}
-    )
+    config.paths = ConfigDict({"question_pairs": "", "responses": "", "mgsm": "", "msvamp": ""})
     config.responses = "metamath"  # what reads paths.responses; gsm8k, gsm8kinstruct and jsonl too
     path = config.paths.get_ref
     base = config.get_ref("base")

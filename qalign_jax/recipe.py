@@ -26,7 +26,7 @@ from qalign_jax.decoding.proxy import FirstModel, ProxyTuning
 from qalign_jax.evaluation import benchmarks, runner, scores
 from qalign_jax.evaluation.numbers_only import numbers_only_accuracy
 from qalign_jax.models import hf
-from qalign_jax.models.llama import REMAT_POLICIES, LlamaConfig
+from qalign_jax.models.llama import REMAT_POLICIES
 from qalign_jax.models.presets import preset
 from qalign_jax.parallel.mesh import make_mesh
 from qalign_jax.training.checkpoints import Checkpoints, Model, load_model, write_model_card
@@ -180,7 +180,8 @@ class Recipe:
         steps = stage.steps or batches.steps(stage.epochs)
         logging.info(
             "%s: %s parameters, %d steps of %d rows (%.1f examples)",
-            name, f"{config.num_parameters:,}", steps, rows, rows * packed.stats["examples_per_row"],
+            name, f"{config.num_parameters:,}", steps, rows,
+            rows * packed.stats["examples_per_row"],
         )  # fmt: skip
         self._write(name, "packing.json", dict(packed.stats))
         self._record(name, data=packed.fingerprint, tokenizer=tokenizer.fingerprint)
@@ -197,7 +198,8 @@ class Recipe:
                     state = init_state(config, optimizer, self.mesh, model.params)
                 else:
                     logging.info("%s: goes on from step %d", name, latest)
-                    state = checkpoints.restore(latest, abstract_state(config, optimizer, self.mesh))
+                    wanted = abstract_state(config, optimizer, self.mesh)
+                    state = checkpoints.restore(latest, wanted)
                 train(
                     state, step, batches, Schedule(stage.lr, steps, stage.warmup),
                     config=config, mesh=self.mesh, checkpoints=checkpoints,
@@ -226,7 +228,8 @@ class Recipe:
         return model
 
     def _rows(self, name: str, packed) -> int:
-        stage, multiple = self.config[name], rows_multiple(self.mesh, self.config[name].micro_batches)
+        stage = self.config[name]
+        multiple = rows_multiple(self.mesh, stage.micro_batches)
         if not stage.rows:
             return rows_for(stage.batch_size, packed, multiple)
         if stage.rows % multiple:
@@ -265,7 +268,7 @@ class Recipe:
             data_dir = self._cache_dir() / "datasets"
             yield benchmark, benchmarks.get(benchmark).load(data_dir, **options)
 
-    # -- where things come from, and whether they are what they were ---------------------------------
+    # -- where things come from, and whether they are what they were ------------------------------
 
     def _weights(self, source: str):
         return self.workdir / source if source in self.names else source
@@ -316,8 +319,9 @@ class Recipe:
             for source in self._sources(name):
                 if source in self.names[index:]:
                     raise ValueError(f"{name} needs {source}, which does not come before it")
-                elif source in self.names:
-                    if name in self.chosen and source not in self.chosen and not self.is_done(source):
+                if source in self.names:
+                    runs = name in self.chosen and source not in self.chosen
+                    if runs and not self.is_done(source):
                         raise ValueError(
                             f"{name} needs {source}, which is not finished in {self.workdir}; run "
                             "it first (leave --stages out, or name it there too)"
@@ -356,10 +360,10 @@ class Recipe:
         before, now = _flat(before), _flat(now)
         changed = [key for key in sorted({*before, *now}) if before.get(key) != now.get(key)]
         if changed:
-            what = "; ".join(f"{key} was {before.get(key)!r}, is {now.get(key)!r}" for key in changed)
+            what = [f"{key} was {before.get(key)!r}, is {now.get(key)!r}" for key in changed]
             raise ValueError(
-                f"{self.workdir / name} was made with other settings: {what}. Take another "
-                f"--workdir, or delete that folder (and those of the stages after it)"
+                f"{self.workdir / name} was made with other settings: {'; '.join(what)}. Take "
+                "another --workdir, or delete that folder (and those of the stages after it)"
             )
 
     def _cache_dir(self) -> epath.Path:
@@ -383,7 +387,9 @@ class _LazyGenerator:
         sources = [self._system[key] for key in ("model", "expert", "antiexpert")]
         self._sources = [source for source in sources if source]
         if len(self._sources) not in (1, 3):
-            raise ValueError(f"{stage}.systems.{system}: give both expert and antiexpert, or neither")
+            raise ValueError(
+                f"{stage}.systems.{system}: give both expert and antiexpert, or neither"
+            )
         self.settings = {
             "models": [recipe.identity(source) for source in self._sources],
             "dtype": self._stage.dtype,
@@ -409,7 +415,7 @@ class _LazyGenerator:
         return self._generator(prompts, max_new_tokens)
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _cached_build(sources, tokenizer, template, length, cache_dir, seed, pack):
     sources = {name: dict(source) for name, source in sources}
     return packing.build(sources, tokenizer, template, length, cache_dir, seed, pack)
@@ -454,6 +460,3 @@ def _flat(tree: dict, prefix: str = "") -> dict:
 
 def _list(names) -> str:
     return ", ".join(names)
-
-
-__all__ = ["RANDOM", "LlamaConfig", "Recipe"]

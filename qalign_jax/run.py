@@ -1,4 +1,4 @@
-"""Runs a recipe's stages, in order, resuming: python -m qalign_jax.run --config=... --workdir=..."""
+"""Runs a recipe's stages, in order, resuming what was stopped."""
 
 from absl import flags
 from ml_collections import config_flags

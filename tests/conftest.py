@@ -5,10 +5,16 @@ import pathlib
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = (
-    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+    os.environ.get("XLA_FLAGS", "")
+    + " --xla_force_host_platform_device_count=8"
+    # the tests compile far longer than they compute
+    + " --xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
 )
 
 import pytest
+
+from qalign_jax.data.tokenizer import load_tokenizer, train_sentencepiece
+from tests.files import QUESTIONS
 
 
 @pytest.fixture(scope="session")
@@ -19,3 +25,21 @@ def real_data() -> pathlib.Path:
     if not path.is_dir():
         pytest.skip(f"no real data: set QALIGN_TEST_DATA ({path} is not a folder)")
     return path
+
+
+@pytest.fixture(scope="session")
+def texts():
+    steps = [f"{a} + {b} = {a + b}. The answer is {a + b}." for a in range(12) for b in range(12)]
+    return [text for side in QUESTIONS.values() for text in side] * 3 + steps
+
+
+@pytest.fixture(scope="session")
+def model_file(texts, tmp_path_factory):
+    path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.model"
+    train_sentencepiece(texts, 420, path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def tokenizer(model_file):
+    return load_tokenizer(model_file)

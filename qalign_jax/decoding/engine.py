@@ -11,12 +11,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import logging
+from jax.sharding import Mesh, NamedSharding
 
 from qalign_jax.decoding.proxy import FirstModel
 from qalign_jax.decoding.sampling import Sampling
 from qalign_jax.decoding.slots import Plan, advance, empty_slots, fill
 from qalign_jax.models.llama import LlamaConfig, param_specs
-from qalign_jax.parallel.mesh import NamedSharding, batch_shards
+from qalign_jax.parallel.mesh import batch_shards
 
 # The loop comes back to the host after so many tokens at the latest, to hand over what finished.
 STEPS_PER_CALL = 64
@@ -45,7 +46,7 @@ class Engine:
         combine: Callable = FirstModel(),
         *,
         eos_ids: Sequence[int],
-        mesh: jax.sharding.Mesh | None = None,
+        mesh: Mesh | None = None,
         slots: int = 64,
         sampling: Sampling = Sampling(),
     ):
@@ -84,12 +85,12 @@ class Engine:
         self.max_length = min(config.max_length for config in self.configs)
         self._params = tuple(_held_params(config, params, mesh) for config, params in models)
         self._seed = sampling.seed
+        self._eos_ids = np.asarray(eos_ids, np.int32)
         self._shards = shards
         self._plan = Plan(
             configs=self.configs,
             combine=combine,
             sampling=dataclasses.replace(sampling, seed=0),
-            eos_ids=tuple(sorted(set(eos_ids))),
             mesh=mesh,
             slots=-(-slots // shards) * shards,
             length=0,
@@ -157,7 +158,7 @@ class Engine:
     def _run(self, plan: Plan, requests: list[_Request]) -> Iterator[tuple[int, list[int]]]:
         # neighbours in a prefill are of like length, and the longest do not come last
         waiting = collections.deque(sorted(requests, key=lambda r: -len(r.prompt)))
-        key = jax.random.key(self._seed)
+        constant = (plan, self._params, jax.random.key(self._seed), self._eos_ids)
         slots = empty_slots(plan)
         running: dict[int, _Request] = {}
         idle = list(range(plan.slots))
@@ -167,11 +168,9 @@ class Engine:
                 group = [waiting.popleft() for _ in range(self._group_size(plan, waiting))]
                 rows = [idle.pop() for _ in group]
                 running.update(zip(rows, group))
-                slots = fill(plan, self._params, key, slots, **self._prefill(plan, group, rows))
+                slots = fill(*constant, slots, **self._prefill(plan, group, rows))
             wanted = self._group_size(plan, waiting) if waiting else plan.slots
-            slots, report = advance(
-                plan, self._params, key, slots, plan.slots - wanted, STEPS_PER_CALL
-            )
+            slots, report = advance(*constant, slots, plan.slots - wanted, STEPS_PER_CALL)
             yield from finished  # the device works meanwhile
             active, generated, outputs = jax.device_get(report)
             rows = [row for row in running if not active[row]]
@@ -256,6 +255,6 @@ def _round_up(number: int, multiple: int) -> int:
 
 
 def _bucket(length: int) -> int:
-    """16, 24, 32, 48, 64, 96, ...: at most half of a prefill's longest row is padding."""
-    power = max(16, 1 << (length - 1).bit_length())
-    return power * 3 // 4 if length <= power * 3 // 4 and power > 16 else power
+    """32, 64, 96, 128, 192, 256, ...: few programs, and at most half of the longest row padding."""
+    power = max(32, 1 << (length - 1).bit_length())
+    return power * 3 // 4 if 64 < length <= power * 3 // 4 else power

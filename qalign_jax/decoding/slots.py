@@ -25,7 +25,6 @@ class Plan:
     configs: tuple[LlamaConfig, ...]
     combine: Callable
     sampling: Sampling
-    eos_ids: tuple[int, ...]
     mesh: Mesh | None
     slots: int
     length: int  # S, of every cache, and the room for outputs
@@ -86,11 +85,13 @@ def empty_slots(plan: Plan) -> Slots:
 
 
 @functools.partial(jax.jit, static_argnames="plan", donate_argnames="slots")
-def fill(plan: Plan, params, key, slots: Slots, tokens, lengths, rows, requests, limits) -> Slots:
+def fill(
+    plan: Plan, params, key, eos_ids, slots: Slots, tokens, lengths, rows, requests, limits
+) -> Slots:
     """Prefills prompts into slots and chooses the first token of each.
 
     Args:
-      params: a tree a model; key: the random key of the whole run.
+      params: a tree a model; key: the random key of the whole run; eos_ids: [E] int32.
       tokens: [P, T] int32, right-padded; lengths, rows, requests, limits: [P] int32. A row of
         `plan.slots` or more is padding of the prefill batch, and dropped.
     """
@@ -107,7 +108,7 @@ def fill(plan: Plan, params, key, slots: Slots, tokens, lengths, rows, requests,
         )
     none = jnp.zeros_like(lengths)
     chosen = _choose(plan, logits, key, requests, none)
-    kept, generated, active = _count(plan, chosen, limits > 0, none, limits)
+    kept, generated, active = _count(eos_ids, chosen, limits > 0, none, limits)
     first = jnp.where(kept, chosen, 0)
 
     def put(whole, new):
@@ -127,7 +128,7 @@ def fill(plan: Plan, params, key, slots: Slots, tokens, lengths, rows, requests,
 
 
 @functools.partial(jax.jit, static_argnames="plan", donate_argnames="slots")
-def advance(plan: Plan, params, key, slots: Slots, enough, max_steps):
+def advance(plan: Plan, params, key, eos_ids, slots: Slots, enough, max_steps):
     """Decodes until no more than `enough` rows are active, or `max_steps` tokens have been added.
 
     Returns:
@@ -140,13 +141,13 @@ def advance(plan: Plan, params, key, slots: Slots, enough, max_steps):
 
     def step(carry):
         steps, slots = carry
-        return steps + 1, _step(plan, params, key, slots)
+        return steps + 1, _step(plan, params, key, eos_ids, slots)
 
     _, slots = jax.lax.while_loop(unfinished, step, (jnp.int32(0), slots))
     return slots, (slots.active, slots.generated, slots.outputs)
 
 
-def _step(plan: Plan, params, key, slots: Slots) -> Slots:
+def _step(plan: Plan, params, key, eos_ids, slots: Slots) -> Slots:
     # the cache drops what is written past its end: that is where idle rows write
     positions = jnp.where(slots.active, slots.positions, plan.length)
     tokens = _place(plan, slots.tokens, ("batch",))
@@ -158,7 +159,7 @@ def _step(plan: Plan, params, key, slots: Slots) -> Slots:
         logits.append(new)
         caches.append(cache)
     chosen = _choose(plan, logits, key, slots.requests, slots.generated)
-    kept, generated, active = _count(plan, chosen, slots.active, slots.generated, slots.limits)
+    kept, generated, active = _count(eos_ids, chosen, slots.active, slots.generated, slots.limits)
     column = jnp.where(kept, slots.generated, plan.length)
     outputs = slots.outputs.at[jnp.arange(plan.slots), column].set(chosen, mode="drop")
     slots = slots.replace(
@@ -177,8 +178,8 @@ def _choose(plan: Plan, logits, key, requests, counts) -> jax.Array:
     return choose(plan.sampling, combined, row_keys(key, requests, counts))
 
 
-def _count(plan: Plan, chosen, active, generated, limits):
+def _count(eos_ids, chosen, active, generated, limits):
     """Which rows keep the chosen token, their new counts, and who goes on."""
-    kept = active & ~jnp.isin(chosen, jnp.asarray(plan.eos_ids, jnp.int32))
+    kept = active & ~(chosen[:, None] == eos_ids).any(axis=1)
     generated = generated + kept
     return kept, generated, kept & (generated < limits)

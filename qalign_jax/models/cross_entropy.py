@@ -42,7 +42,5 @@ def cross_entropy(hidden, kernel, targets, vocab_size: int, parallel: Parallelis
     padding = chunks * size - batch * length
     hidden = jnp.pad(hidden, ((0, padding), (0, 0))).reshape(chunks, size, width)
     targets = jnp.pad(targets, (0, padding)).reshape(chunks, size)
-    _, losses = jax.lax.scan(
-        lambda _, xs: (None, chunk_loss(*xs, kernel)), None, (hidden, targets)
-    )
+    _, losses = jax.lax.scan(lambda _, xs: (None, chunk_loss(*xs, kernel)), None, (hidden, targets))
     return losses.reshape(-1)[: batch * length].reshape(batch, length)

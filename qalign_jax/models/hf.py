@@ -144,8 +144,10 @@ def _reader(tensors, name, shape, inputs, stacked, config, full) -> Callable:
     def read(index):
         index = [range(*part.indices(n)) for part, n in zip(index, full)]
         wanted = index[1:] if stacked else index
-        parts = [_part(tensors, name.format(i), wanted, shape, published, inputs)
-                 for i in (index[0] if stacked else [0])]
+        parts = [
+            _part(tensors, name.format(i), wanted, shape, published, inputs)
+            for i in (index[0] if stacked else [0])
+        ]
         return np.stack(parts) if stacked else parts[0]
 
     return read
@@ -158,7 +160,8 @@ def _part(tensors, name, wanted, shape, published, inputs):
         values = tensors.read(name, *(slice(r.start, max(r.start, r.stop)) for r in real))
     else:
         columns, rows = (
-            _flat(real[:inputs], published[:inputs]), _flat(real[inputs:], published[inputs:])
+            _flat(real[:inputs], published[:inputs]),
+            _flat(real[inputs:], published[inputs:]),
         )
         values = tensors.read(name, rows, columns).T.reshape([max(0, len(r)) for r in real])
     padding = [(0, len(part) - max(0, len(r))) for part, r in zip(wanted, real)]
@@ -205,7 +208,9 @@ class _Tensors:
         try:
             return self._handles[file].get_slice(name)
         except SafetensorError as error:
-            raise ValueError(f"{self.path / file}: the tensor {name} is not in it ({error})") from None
+            raise ValueError(
+                f"{self.path / file}: the tensor {name} is not in it ({error})"
+            ) from None
 
     def check(self, name: str, shape: tuple[int, ...]) -> None:
         found = tuple(self._slice(name).get_shape())

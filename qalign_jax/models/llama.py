@@ -128,7 +128,8 @@ class Attention(nn.Module):
         wq = parameter(self, "query", queries, ("embed", "heads", "head_size"), scale)
         wk = parameter(self, "key", keys, ("embed", "kv_heads", "head_size"), scale)
         wv = parameter(self, "value", keys, ("embed", "kv_heads", "head_size"), scale)
-        wo = parameter(self, "out", (*queries[1:], queries[0]), ("heads", "head_size", "embed"), scale)
+        output = (config.n_heads, config.head_size, config.d_model)
+        wo = parameter(self, "out", output, ("heads", "head_size", "embed"), scale)
 
         x = self.parallel.split_over_tensor(x)
         frequencies = rope_frequencies(config.head_size, config.rope_theta, config.rope_scaling)

@@ -68,7 +68,7 @@ class Checkpoints:
             "optimizer": {"step": abstract.step, "moments": abstract.moments},
         }
         loaded = self._checkpointer.load_checkpointables(step, wanted)
-        return TrainState(loaded["optimizer"]["step"], loaded["params"], loaded["optimizer"]["moments"])
+        return TrainState(params=loaded["params"], **loaded["optimizer"])
 
     def wait(self) -> None:
         """Returns when everything saved is on disk."""
@@ -137,18 +137,18 @@ def _read_card(stage_dir) -> tuple[LlamaConfig, str]:
 
 def _stage_and_step(path) -> tuple[epath.Path, int]:
     """From a stage's folder, its checkpoints/ or one step of them."""
-    for stage_dir, step in ((path, None), (path.parent, None), (path.parent.parent, path.name)):
-        if (stage_dir / "model.json").exists():
-            break
-    else:
+    folders = [path, path.parent, path.parent.parent]
+    stage_dir = next((folder for folder in folders if (folder / "model.json").exists()), None)
+    if stage_dir is None:
         raise ValueError(
             f"{path}: no model here; expected a stage's folder of a run (with model.json and "
             "checkpoints/) or a Hugging Face directory (with config.json)"
         )
-    if step is not None:
-        return stage_dir, int(step)
-    root = stage_dir / "checkpoints"
-    steps = [int(child.name) for child in root.iterdir() if child.name.isdigit()] if root.exists() else []
+    if path.name.isdigit():
+        return stage_dir, int(path.name)
+    steps = [
+        int(step.name) for step in (stage_dir / "checkpoints").glob("*") if step.name.isdigit()
+    ]
     if not steps:
         raise ValueError(f"{stage_dir}: no checkpoint is complete yet; let its training finish")
     return stage_dir, max(steps)

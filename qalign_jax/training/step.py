@@ -40,10 +40,7 @@ def state_shardings(config: LlamaConfig, optimizer: OptimizerConfig, mesh: Mesh)
         specs,
         transform_non_params=lambda _: PartitionSpec(),
     )
-    state = TrainState(step=PartitionSpec(), params=specs, moments=moments)
-    return jax.tree.map(
-        lambda spec: NamedSharding(mesh, spec), state, is_leaf=lambda x: isinstance(x, PartitionSpec)
-    )
+    return _on_mesh(mesh, TrainState(step=PartitionSpec(), params=specs, moments=moments))
 
 
 def abstract_state(config: LlamaConfig, optimizer: OptimizerConfig, mesh: Mesh) -> TrainState:
@@ -58,9 +55,17 @@ def abstract_state(config: LlamaConfig, optimizer: OptimizerConfig, mesh: Mesh) 
 
 def random_params(config: LlamaConfig, mesh: Mesh, seed: int):
     """Random f32 parameters, made where they will lie; the same on every mesh."""
-    shardings = jax.tree.map(lambda spec: NamedSharding(mesh, spec), param_specs(config))
+    shardings = _on_mesh(mesh, param_specs(config))
     return jax.jit(init_params, static_argnums=0, out_shardings=shardings)(
         config, jax.random.key(seed)
+    )
+
+
+def _on_mesh(mesh: Mesh, specs):
+    return jax.tree.map(
+        lambda spec: NamedSharding(mesh, spec),
+        specs,
+        is_leaf=lambda x: isinstance(x, PartitionSpec),
     )
 
 
@@ -134,7 +139,7 @@ def loss_and_gradients(config: LlamaConfig, mesh: Mesh, micro_batches: int = 1):
 
 def _batch_axes_left(spec: PartitionSpec) -> tuple[str, ...]:
     """The batch axes that a parameter is not split over, so that its gradient is summed there."""
-    used = {name for entry in spec if entry for name in (entry if isinstance(entry, tuple) else (entry,))}
+    used = jax.tree.leaves(tuple(spec))  # entries are names, tuples of names, or None
     return tuple(axis for axis in BATCH if axis not in used)
 
 

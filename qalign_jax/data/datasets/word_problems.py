@@ -37,18 +37,6 @@ TRAINING_PARTS = ("pretraining", "question_pairs", "responses", "translated_resp
 BENCHMARK_PARTS = ("development", "test", "development_aside", "test_aside")
 OTHERS = tuple(language for language in LANGUAGES if language != "en")
 
-# How an answer says what happened.
-_DID = {
-    "buy": "{He} buys {n}",
-    "find": "{He} finds {n}",
-    "receive": "{He} gets {n}",
-    "win": "{He} wins {n}",
-    "give": "{He} gives away {n}",
-    "lose": "{He} loses {n}",
-    "sell": "{He} sells {n}",
-    "steal": "A thief steals {n}",
-}
-
 
 @dataclasses.dataclass(frozen=True)
 class Frame:
@@ -135,27 +123,18 @@ class Problem:
         asked = self._say(told, kind, self.phrasings[-1], {})
         return told.space.join([*self.story(language), asked])
 
-    def answer(self) -> str:
-        """The English chain of thought: what was given, one sentence a step, then the answer."""
-        frame, steps = self.frame, self.frame.steps()
-        equations = ["{} {} {} = {}".format(*step) for step in steps]
-        sentences = []
-        if len(frame.start) == 2:
-            sentences.append(f"The bags hold {equations.pop(0)}.")
-        forms = self._forms(LANGUAGES["en"])
-        for (kind, n), equation in zip(frame.events, equations):
-            sentences.append(f"{_DID[kind].format(n=n, **forms)}, so {equation}.")
-        if frame.share:
-            sentences.append(f"Each of {frame.share} children gets {equations[-1]}.")
-        return " ".join([*sentences, f"The answer is {steps[-1][-1]}."])
-
-    def narrated(self) -> str:
-        """The English story, each equation right behind the sentence that calls for it."""
-        steps = self.frame.steps()
+    def solved(self) -> list[str]:
+        """The English story, each sentence that calls for an equation followed by it."""
         story = self.story("en")
-        equations = ["{} {} {} = {}.".format(*step) for step in steps]
-        silent = len(story) - len(equations)  # "has n" calls for none
-        return " ".join([*story[:silent], *(f"{s} {e}" for s, e in zip(story[silent:], equations))])
+        equations = ["{} {} {} = {}".format(*step) for step in self.frame.steps()]
+        given = len(story) - len(equations)  # "has n" calls for none
+        steps = [f"{s[:-1]}, so {e}." for s, e in zip(story[given:], equations)]
+        return [*story[:given], *steps]
+
+    def answer(self) -> str:
+        """The English chain of thought, in the first phrasings, and the answer."""
+        plain = dataclasses.replace(self, phrasings=(0,) * len(self.phrasings))
+        return " ".join([*plain.solved(), f"The answer is {self.frame.steps()[-1][-1]}."])
 
     def _forms(self, told: Language) -> dict[str, str]:
         gender = told.pronouns[self.person % 2]

@@ -21,6 +21,7 @@ class Language:
     pronouns: tuple[Mapping[str, str], Mapping[str, str]]  # feminine, masculine
     things: tuple[Mapping[str, str], ...]
     sentences: Mapping[str, tuple[str, ...]]
+    again: str  # what introduces the same problem in other words
     space: str = " "
 
 
@@ -98,6 +99,7 @@ _ENGLISH = Language(
             How many {things} are there for each child?
             How many {things} does each of the children receive?
     """),
+    again="In other words:",
 )
 
 _GERMAN = Language(
@@ -166,6 +168,7 @@ _GERMAN = Language(
             Wie viele {things} sind es für jedes Kind?
             Wie viele {things} erhält jedes der Kinder?
     """),
+    again="Anders gesagt:",
 )
 
 _SPANISH = Language(
@@ -234,6 +237,7 @@ _SPANISH = Language(
             ¿{how_many} {things} hay para cada niño?
             ¿{how_many} {things} obtiene cada uno de los niños?
     """),
+    again="En otras palabras:",
 )
 
 _FRENCH = Language(
@@ -302,6 +306,7 @@ _FRENCH = Language(
             Combien {of_things} y a-t-il pour chaque enfant ?
             Combien {of_things} chacun des enfants obtient-il ?
     """),
+    again="Autrement dit :",
 )
 
 _SWAHILI = Language(
@@ -370,6 +375,7 @@ _SWAHILI = Language(
             Kuna {things} {how_many} kwa kila mtoto?
             Kila mmoja wa watoto anapokea {things} {how_many}?
     """),
+    again="Kwa maneno mengine:",
 )
 
 _CHINESE = Language(
@@ -438,6 +444,7 @@ _CHINESE = Language(
             每个孩子有多少{m}{things}？
             每个孩子能分到多少{m}{things}？
     """),
+    again="换句话说：",
     space="",
 )
 

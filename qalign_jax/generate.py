@@ -1,0 +1,267 @@
+"""Decodes prompts with one model, or with a large one that a small one's tuning steers.
+
+    python -m qalign_jax.generate --checkpoint=DIR --prompts=prompts.jsonl --output=answers.jsonl
+    python -m qalign_jax.generate --checkpoint=LARGE --expert=TUNED --antiexpert=UNTUNED ...
+
+A DIR is a stage's folder of a run or a Hugging Face directory. The prompts are JSON Lines with
+`prompt`, taken as it is, or `question`, put into the prompt template; the output has the same lines
+in the same order, with `output` (text) and `tokens` (ids, EOS left out) added. Answers are kept in
+OUTPUT.partial as they finish, and the same command goes on from there after an interruption.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from absl import flags, logging
+from etils import epath
+
+from qalign_jax import cli
+from qalign_jax.data.prompts import render, template_text
+from qalign_jax.decoding.engine import Engine
+from qalign_jax.decoding.proxy import FirstModel, ProxyTuning
+from qalign_jax.decoding.sampling import Sampling
+from qalign_jax.evaluation.records import AnswerFile, read_lines, write_text
+from qalign_jax.parallel.mesh import make_mesh
+from qalign_jax.training.checkpoints import load_model
+
+_CHECKPOINT = flags.DEFINE_string("checkpoint", None, "The model's directory.", required=True)
+_EXPERT = flags.DEFINE_string("expert", "", "Proxy-tuning: the small model, tuned.")
+_ANTIEXPERT = flags.DEFINE_string("antiexpert", "", "Proxy-tuning: the small model, untuned.")
+_ALPHA = flags.DEFINE_float("alpha", 1.0, "Proxy-tuning: how far to steer.")
+_PROMPTS = flags.DEFINE_string(
+    "prompts", None, "JSON Lines with prompt or question.", required=True
+)
+_OUTPUT = flags.DEFINE_string("output", None, "The JSON Lines file to write.", required=True)
+_MAX_NEW_TOKENS = flags.DEFINE_integer("max_new_tokens", 512, "The most tokens of an answer.")
+_TEMPERATURE = flags.DEFINE_float("temperature", 0.0, "0 is greedy.")
+_TOP_P = flags.DEFINE_float("top_p", 1.0, "Samples among the most probable of this mass.")
+_SEED = flags.DEFINE_integer("seed", 0, "Seed of the samples.")
+_DTYPE = flags.DEFINE_string("dtype", "", "float32 or bfloat16; by default the model's own.")
+_SLOTS = flags.DEFINE_integer("slots", 64, "How many prompts are decoded at once.")
+_TEMPLATE = flags.DEFINE_string(
+    "template",
+    "",
+    "Of questions: paper, short, or a text with {instruction}; by default the (tuned) model's.",
+)
+_MESH = flags.DEFINE_string(
+    "mesh", "", "Such as fsdp:4,tensor:2, to split models and prompts; by default one device."
+)
+
+_LOG_SECONDS = 10.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """What to decode with, and how; slots and mesh change no answer."""
+
+    checkpoint: str
+    expert: str = ""
+    antiexpert: str = ""
+    alpha: float = 1.0
+    max_new_tokens: int = 512
+    sampling: Sampling = dataclasses.field(default_factory=Sampling)
+    dtype: str = ""
+    template: str = ""
+    slots: int = 64
+    mesh: str = ""
+
+    def __post_init__(self):
+        if bool(self.expert) != bool(self.antiexpert):
+            there, absent = ("expert", "antiexpert") if self.expert else ("antiexpert", "expert")
+            raise ValueError(
+                f"--{there} without --{absent}: proxy-tuning needs the small model tuned (expert) "
+                "and untuned (antiexpert); give both or neither"
+            )
+        if self.dtype not in ("", "float32", "bfloat16"):
+            raise ValueError(f"--dtype={self.dtype}: expected float32 or bfloat16")
+        if self.max_new_tokens < 1:
+            raise ValueError(f"--max_new_tokens={self.max_new_tokens}: expected at least 1")
+        if self.slots < 1:
+            raise ValueError(f"--slots={self.slots}: expected at least 1")
+        if self.template:
+            template_text(self.template)
+
+    @property
+    def directories(self) -> list[str]:
+        return [path for path in (self.checkpoint, self.expert, self.antiexpert) if path]
+
+
+def generate(request: Request, prompts: str | os.PathLike, output: str | os.PathLike) -> dict:
+    """Writes `output`; returns {"prompts", "tokens", "seconds", "tokens_per_second"}.
+
+    Prompts and tokens are the whole file's; seconds and their rate are of what this call decoded,
+    compilation included.
+
+    Raises:
+      ValueError: before any decoding: what is wrong with the request, the prompts or a directory.
+    """
+    if os.path.abspath(prompts) == os.path.abspath(output):
+        raise ValueError(f"--output={output} is the file of the prompts; give it another name")
+    rows = read_prompts(prompts)
+    models = _load(request)
+    tokenizer, tuned = models[0].tokenizer, models[1 if request.expert else 0]
+    texts = [_prompt(row, request.template or tuned.template) for row in rows]
+    ids = _encode(models, request.directories, texts)
+    engine = Engine(
+        [(model.config, model.params) for model in models],
+        ProxyTuning(request.alpha) if request.expert else FirstModel(),
+        eos_ids=(tokenizer.eos_id,),
+        mesh=make_mesh(request.mesh) if request.mesh else None,
+        slots=request.slots,
+        sampling=request.sampling,
+    )
+    answers = AnswerFile(f"{os.fspath(output)}.partial", _header(request, models, ids))
+    answers.read()
+    del models, tuned  # the engine has the weights, perhaps in a narrower dtype
+    missing = [number for number in range(len(rows)) if str(number) not in answers.answers]
+    start, decoded = time.monotonic(), 0
+    finished = engine.generate([ids[number] for number in missing], request.max_new_tokens, missing)
+    answers.open()
+    try:
+        progress = _Progress(len(missing), len(rows) - len(missing))
+        for number, tokens in finished:
+            answers.add({"id": str(number), "tokens": tokens})
+            decoded += len(tokens)
+            progress.add(len(tokens))
+    finally:
+        answers.close()
+    seconds = time.monotonic() - start
+    total = 0
+    lines = []
+    for number, row in enumerate(rows):
+        tokens = answers.answers[str(number)]["tokens"]
+        total += len(tokens)
+        row = row | {"output": tokenizer.decode(tokens), "tokens": tokens}
+        lines.append(json.dumps(row, ensure_ascii=False) + "\n")
+    write_text(output, "".join(lines))
+    answers.path.unlink()
+    return {
+        "prompts": len(rows),
+        "tokens": total,
+        "seconds": round(seconds, 3),
+        "tokens_per_second": round(decoded / seconds, 1),
+    }
+
+
+def read_prompts(path: str | os.PathLike) -> list[dict[str, Any]]:
+    """The lines of a prompts file, each an object with `prompt` or `question`.
+
+    Raises:
+      ValueError: no such file, no lines, or a line, by its number, that is not such an object.
+    """
+    if not epath.Path(path).is_file():
+        raise ValueError(f"--prompts={path}: there is no such file")
+    rows = []
+    for number, line, _ in read_lines(path):
+        where = f"{os.fspath(path)}:{number}"
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{where}: not JSON ({error.msg}); write one object a line") from error
+        if not isinstance(row, dict) or ("prompt" in row) == ("question" in row):
+            raise ValueError(f"{where}: expected an object with either `prompt` or `question`")
+        text = row.get("prompt", row.get("question"))
+        if not isinstance(text, str) or not text.strip():
+            raise ValueError(f"{where}: an empty prompt, or one that is no text: {text!r}")
+        rows.append(row)
+    if not rows:
+        raise ValueError(f"{os.fspath(path)} holds no prompts; give one JSON object a line")
+    return rows
+
+
+def _prompt(row: dict[str, Any], template: str) -> str:
+    return row["prompt"] if "prompt" in row else render(template, row["question"])
+
+
+def _load(request: Request) -> list:
+    """The model, or large, expert and anti-expert."""
+    mesh = make_mesh(request.mesh) if request.mesh else None
+    return [
+        load_model(path, mesh=mesh, dtype=request.dtype or None) for path in request.directories
+    ]
+
+
+def _encode(models, directories, texts: Sequence[str]) -> list[list[int]]:
+    """The prompts' ids with BOS; all models must read the same ids."""
+    first, *others = (model.tokenizer for model in models)
+    encoded = first.encode_batch(texts)
+    for directory, tokenizer in zip(directories[1:], others):
+        same = (tokenizer.bos_id, tokenizer.eos_id) == (first.bos_id, first.eos_id)
+        if not same or tokenizer.encode_batch(texts) != encoded:
+            raise ValueError(
+                f"the tokenizers of {directories[0]} and {directory} read the prompts differently; "
+                "proxy-tuning adds up logits, so its models must share their tokenizer"
+            )
+    return [[first.bos_id, *ids] for ids in encoded]
+
+
+def _header(request: Request, models, ids: list[list[int]]) -> dict[str, Any]:
+    """All that shapes the answers, so that answers of two settings never mix."""
+    settings = dataclasses.asdict(request)
+    for key in ("slots", "mesh", "template"):  # the prompts' ids hold the template
+        del settings[key]
+    settings["prompts"] = hashlib.sha256(json.dumps(ids).encode()).hexdigest()[:16]
+    settings["weights"] = [f"{int(_checksum(model.params)):08x}" for model in models]
+    return settings
+
+
+@jax.jit
+def _checksum(params) -> jax.Array:
+    """A number that changes with the weights; whole numbers add up the same on every mesh."""
+    total = jnp.uint32(0)
+    for leaf in jax.tree.leaves(params):
+        bits = jax.lax.bitcast_convert_type(leaf, f"uint{8 * leaf.dtype.itemsize}")
+        total = total * 31 + bits.astype(jnp.uint32).sum(dtype=jnp.uint32)
+    return total
+
+
+class _Progress:
+    """A line on stderr every ten seconds: prompts, tokens per second, time left."""
+
+    def __init__(self, total: int, resumed: int):
+        self._total, self._done, self._tokens = total, 0, 0
+        self._start = self._logged = time.monotonic()
+        logging.info("%d prompts%s", total, f", {resumed} more are answered" if resumed else "")
+
+    def add(self, tokens: int) -> None:
+        self._done += 1
+        self._tokens += tokens
+        now = time.monotonic()
+        if self._done < self._total and now - self._logged < _LOG_SECONDS:
+            return
+        self._logged = now
+        seconds = max(now - self._start, 1e-9)
+        left = seconds / self._done * (self._total - self._done)
+        logging.info(
+            "%d/%d prompts, %.0f tokens/s, %d:%02d left",
+            self._done, self._total, self._tokens / seconds, *divmod(round(left), 60),
+        )  # fmt: skip
+
+
+def _command(_) -> dict:
+    if flags.FLAGS["alpha"].present and not _EXPERT.value:
+        raise ValueError("--alpha without --expert: it is for proxy-tuning; give the expert too")
+    request = Request(
+        checkpoint=_CHECKPOINT.value,
+        expert=_EXPERT.value,
+        antiexpert=_ANTIEXPERT.value,
+        alpha=_ALPHA.value,
+        max_new_tokens=_MAX_NEW_TOKENS.value,
+        sampling=Sampling(_TEMPERATURE.value, _TOP_P.value, _SEED.value),
+        dtype=_DTYPE.value,
+        template=_TEMPLATE.value,
+        slots=_SLOTS.value,
+        mesh=_MESH.value,
+    )
+    return generate(request, _PROMPTS.value, _OUTPUT.value)
+
+
+if __name__ == "__main__":
+    cli.main(_command)

@@ -1,0 +1,238 @@
+"""The generate command: a stage's folder and a Hugging Face directory, interruptions, mistakes."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+
+import jax
+import pytest
+
+from qalign_jax.data.prompts import render
+from qalign_jax.data.tokenizer import load_tokenizer, train_sentencepiece
+from qalign_jax.decoding.engine import Engine
+from qalign_jax.decoding.proxy import ProxyTuning
+from qalign_jax.decoding.sampling import Sampling
+from qalign_jax.generate import Request, generate, read_prompts
+from qalign_jax.models.llama import LlamaConfig, init_params
+from qalign_jax.parallel.mesh import make_mesh
+from qalign_jax.training.checkpoints import Checkpoints, write_model_card
+from qalign_jax.training.optimizer import OptimizerConfig
+from qalign_jax.training.step import init_state
+from tests.reference import to_transformers
+
+CONFIG = LlamaConfig(
+    vocab_size=300,
+    d_model=32,
+    n_layers=2,
+    n_heads=2,
+    n_kv_heads=2,
+    d_ff=64,
+    head_size=16,
+    max_length=96,
+    init_scale=0.3,
+    dtype="float32",
+)
+ROWS = [
+    {"prompt": "Tom has", "id": "a"},
+    {"question": "How many {apples}?", "language": "en"},
+    {"prompt": "wie viele"},
+    {"question": "多少?"},
+]
+NEW = 8
+SAMPLED = Sampling(temperature=1.0, top_p=0.9, seed=3)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory):
+    path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.model"
+    train_sentencepiece(["Tom has three apples.", "wie viele Äpfel"] * 9, 300, path)
+    return load_tokenizer(path)
+
+
+def params_of(seed):
+    return jax.jit(init_params, static_argnums=0)(CONFIG, jax.random.key(seed))
+
+
+@pytest.fixture(scope="module")
+def stages(tmp_path_factory, tokenizer):
+    """Three stages' folders of random weights, as training leaves them."""
+    root = tmp_path_factory.mktemp("stages")
+    mesh = make_mesh("", jax.devices()[:1])
+    folders = [root / name for name in ("large", "expert", "antiexpert")]
+    for seed, folder in enumerate(folders):
+        write_model_card(folder, CONFIG, tokenizer, "short")
+        checkpoints = Checkpoints(folder, every=1)
+        state = init_state(CONFIG, OptimizerConfig(), mesh, params=params_of(seed))
+        checkpoints.save(1, state, final=True)
+        checkpoints.close()
+    return [str(folder) for folder in folders]
+
+
+@pytest.fixture
+def prompts(tmp_path):
+    return write(tmp_path / "prompts.jsonl", ROWS)
+
+
+def write(path, rows):
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    return path
+
+
+def read(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def expected(tokenizer, seeds=(0,), **options):
+    """What the engine says, from the same weights."""
+    engine = Engine([(CONFIG, params_of(seed)) for seed in seeds], eos_ids=(2,), **options)
+    texts = [row.get("prompt") or render("short", row["question"]) for row in ROWS]
+    ids = [[tokenizer.bos_id, *tokenizer.encode(text)] for text in texts]
+    answers = [ids for _, ids in sorted(engine.generate(ids, NEW))]
+    return [
+        row | {"output": tokenizer.decode(ids), "tokens": ids} for row, ids in zip(ROWS, answers)
+    ]
+
+
+def test_the_command_adds_output_and_tokens_in_order(stages, tokenizer, prompts, tmp_path):
+    output = tmp_path / "out" / "answers.jsonl"
+    done = command(
+        f"--checkpoint={stages[0]}",
+        f"--prompts={prompts}",
+        f"--output={output}",
+        f"--max_new_tokens={NEW}",
+    )
+    assert done.returncode == 0, done.stderr
+    rows = read(output)
+    assert rows == expected(tokenizer)
+    summary = json.loads(done.stdout.splitlines()[-1])
+    assert summary["prompts"] == 4
+    assert summary["tokens"] == sum(len(row["tokens"]) for row in rows)
+    assert summary["tokens_per_second"] > 0 and summary["seconds"] > 0
+    assert "4/4 prompts" in done.stderr
+    assert [path.name for path in output.parent.iterdir()] == ["answers.jsonl"]
+
+
+def test_a_mistake_is_one_line_and_status_2(stages, prompts, tmp_path):
+    files = (f"--prompts={prompts}", f"--output={tmp_path / 'o'}", f"--checkpoint={stages[0]}")
+    done = command(*files, f"--expert={stages[1]}")
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].startswith("error: --expert without --antiexpert")
+    done = command(*files, "--alpha=0.5")
+    assert done.returncode == 2 and "--alpha without --expert" in done.stderr
+
+
+def command(*arguments):
+    return subprocess.run(
+        [sys.executable, "-m", "qalign_jax.generate", *arguments], capture_output=True, text=True
+    )
+
+
+def test_a_hugging_face_directory_answers_the_same(tokenizer, prompts, tmp_path):
+    to_transformers(CONFIG, params_of(0)).save_pretrained(tmp_path / "hf")
+    tokenizer.save(tmp_path / "hf")
+    output = tmp_path / "answers.jsonl"
+    request = Request(str(tmp_path / "hf"), template="short", max_new_tokens=NEW, dtype="float32")
+    generate(request, prompts, output)
+    assert read(output) == expected(tokenizer)
+
+
+def test_the_expert_steers(stages, tokenizer, prompts, tmp_path):
+    output = tmp_path / "answers.jsonl"
+    request = Request(*stages, alpha=0.7, max_new_tokens=NEW)
+    generate(request, prompts, output)
+    assert read(output) == expected(tokenizer, (0, 1, 2), combine=ProxyTuning(0.7))
+
+
+def test_an_interrupted_run_goes_on_where_it_stopped(stages, prompts, tmp_path, monkeypatch):
+    request = Request(stages[0], max_new_tokens=NEW, sampling=SAMPLED)
+    generate(request, prompts, tmp_path / "whole.jsonl")
+    whole = read(tmp_path / "whole.jsonl")
+    output = tmp_path / "answers.jsonl"
+    asked = []
+    original = Engine.generate
+
+    def interrupted(self, prompts, max_new_tokens, numbers):
+        asked.append(list(numbers))
+        answers = original(self, prompts, max_new_tokens, numbers)
+        if len(asked) > 1:
+            return answers
+        return stop_after(answers, 2)
+
+    def stop_after(answers, count):
+        for _ in range(count):
+            yield next(answers)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Engine, "generate", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        generate(request, prompts, output)
+    assert not output.exists()
+    partial = tmp_path / "answers.jsonl.partial"
+    partial.write_text(partial.read_text() + '{"id": "3", "tok')  # cut off while writing
+    with pytest.raises(ValueError, match=r"other settings: sampling.seed was 3, is 4"):
+        other = dataclasses.replace(SAMPLED, seed=4)
+        generate(dataclasses.replace(request, sampling=other), prompts, output)
+    with pytest.raises(ValueError, match=r"other settings: .*weights"):
+        generate(dataclasses.replace(request, checkpoint=stages[1]), prompts, output)
+    summary = generate(dataclasses.replace(request, slots=2), prompts, output)
+    assert len(asked[1]) == 2  # the other two were kept
+    assert read(output) == whole
+    assert summary["tokens"] == sum(len(row["tokens"]) for row in whole)
+    assert not partial.exists()
+
+
+def test_models_that_read_prompts_differently_are_refused(stages, prompts, tmp_path):
+    train_sentencepiece(["ganz andere Stücke"] * 9, 290, tmp_path / "tokenizer.model")
+    write_model_card(
+        tmp_path / "odd", CONFIG, load_tokenizer(tmp_path / "tokenizer.model"), "short"
+    )
+    (tmp_path / "odd" / "checkpoints").symlink_to(f"{stages[1]}/checkpoints")
+    request = Request(stages[0], str(tmp_path / "odd"), stages[2])
+    with pytest.raises(ValueError, match="read the prompts differently"):
+        generate(request, prompts, tmp_path / "answers.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"prompt": "a"}\n{"prompt": \n', ":2: not JSON"),
+        ('{"prompt": "a"}\n\n{"text": "b"}\n', ":3: expected an object with either"),
+        ('{"prompt": "a", "question": "b"}\n', ":1: expected an object with either"),
+        ('["a"]\n', ":1: expected an object"),
+        ('{"prompt": " "}\n', ":1: an empty prompt"),
+        ('{"question": 3}\n', ":1: an empty prompt, or one that is no text: 3"),
+        ("\n", "holds no prompts"),
+    ],
+)
+def test_bad_prompts_are_named_by_line(tmp_path, text, message):
+    path = tmp_path / "prompts.jsonl"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=message):
+        read_prompts(path)
+
+
+def test_a_missing_prompts_file_is_named(tmp_path):
+    with pytest.raises(ValueError, match="no such file"):
+        read_prompts(tmp_path / "absent.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"expert": "b"}, "--expert without --antiexpert"),
+        ({"antiexpert": "b"}, "--antiexpert without --expert"),
+        ({"dtype": "float16"}, "--dtype=float16"),
+        ({"max_new_tokens": 0}, "--max_new_tokens=0"),
+        ({"slots": 0}, "--slots=0"),
+        ({"template": "papre"}, "papre"),
+    ],
+)
+def test_bad_requests_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        Request("a", **settings)
+
+
+def test_the_prompts_are_not_overwritten(prompts):
+    with pytest.raises(ValueError, match="the file of the prompts"):
+        generate(Request("a"), prompts, prompts)
