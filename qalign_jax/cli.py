@@ -7,6 +7,9 @@ import sys
 from collections.abc import Callable
 
 from absl import app, flags, logging
+from ml_collections import config_flags
+
+DEFAULT_RECIPE = "configs/demo.py"
 
 
 def main(command: Callable[[list[str]], dict]) -> None:
@@ -28,12 +31,26 @@ def main(command: Callable[[list[str]], dict]) -> None:
             if os.environ.get("QALIGN_TRACEBACK"):
                 raise
             _fail(str(error))
+        except FloatingPointError as error:
+            print(f"error: {error}", file=sys.stderr)
+            sys.exit(1)
         except KeyboardInterrupt:
             print("interrupted; run the same command again to go on", file=sys.stderr)
             sys.exit(130)
         print(json.dumps(result, ensure_ascii=False), flush=True)
 
     app.run(guarded, flags_parser=_parse)
+
+
+def define_recipe():
+    """Defines --config, a recipe with overrides; its value is the ConfigDict."""
+    return config_flags.DEFINE_config_file(
+        "config",
+        None,  # _parse puts the default in, where a mistake in an override can be told
+        "The recipe, a file that returns a ConfigDict, with its argument after a colon: "
+        "configs/math_cot.py:llama2_7b. Any value in it can be changed: "
+        f"--config.response_alignment.lr=1e-5. By default {DEFAULT_RECIPE}.",
+    )
 
 
 def config_path(path: str) -> str:
@@ -64,16 +81,29 @@ class _Formatter(logging.PythonFormatter):
 
 
 def _parse(argv: list[str]) -> list[str]:
-    for index, argument in enumerate(argv):
-        if argument.startswith("--config="):
-            try:
-                argv[index] = "--config=" + config_path(argument.removeprefix("--config="))
-            except ValueError as error:
-                _fail(str(error))
     try:
+        if "config" in flags.FLAGS:
+            argv = _with_recipe(argv)
         return flags.FLAGS(argv)
-    except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
-        _fail(f"{error} (see --help)")
+    except (AttributeError, KeyError) as error:
+        _fail(f"the recipe has no key {error} to override (see its file)")
+    except (flags.Error, TypeError, ValueError) as error:
+        # a recipe's own mistake comes wrapped in its traceback
+        _fail(f"{str(error).strip().splitlines()[-1]} (see --help)")
+
+
+def _with_recipe(argv: list[str]) -> list[str]:
+    """Finds the file of --config, or adds the default one in front of its overrides."""
+    argv = list(argv)
+    for index, argument in enumerate(argv):
+        name, equals, value = argument.partition("=")
+        if name in ("--config", "-config"):
+            if equals:
+                argv[index] = f"--config={config_path(value)}"
+            elif index + 1 < len(argv):
+                argv[index + 1] = config_path(argv[index + 1])
+            return argv
+    return [argv[0], f"--config={config_path(DEFAULT_RECIPE)}", *argv[1:]]
 
 
 def _fail(message: str) -> None:

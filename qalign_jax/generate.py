@@ -19,7 +19,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from absl import flags, logging
+from absl import flags
 from etils import epath
 
 from qalign_jax import cli
@@ -29,6 +29,7 @@ from qalign_jax.decoding.proxy import FirstModel, ProxyTuning
 from qalign_jax.decoding.sampling import Sampling
 from qalign_jax.evaluation.records import AnswerFile, read_lines, write_text
 from qalign_jax.parallel.mesh import make_mesh
+from qalign_jax.progress import Progress
 from qalign_jax.training.checkpoints import load_model
 
 _CHECKPOINT = flags.DEFINE_string("checkpoint", None, "The model's directory.", required=True)
@@ -53,8 +54,6 @@ _TEMPLATE = flags.DEFINE_string(
 _MESH = flags.DEFINE_string(
     "mesh", "", "Such as fsdp:4,tensor:2, to split models and prompts; by default one device."
 )
-
-_LOG_SECONDS = 10.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,14 +123,15 @@ def generate(request: Request, prompts: str | os.PathLike, output: str | os.Path
     start, decoded = time.monotonic(), 0
     finished = engine.generate([ids[number] for number in missing], request.max_new_tokens, missing)
     answers.open()
+    progress = Progress("generate", len(rows), len(rows) - len(missing), "answer")
     try:
-        progress = _Progress(len(missing), len(rows) - len(missing))
         for number, tokens in finished:
             answers.add({"id": str(number), "tokens": tokens})
             decoded += len(tokens)
             progress.add(len(tokens))
     finally:
         answers.close()
+        progress.close()
     seconds = time.monotonic() - start
     total = 0
     lines = []
@@ -220,29 +220,6 @@ def _checksum(params) -> jax.Array:
         bits = jax.lax.bitcast_convert_type(leaf, f"uint{8 * leaf.dtype.itemsize}")
         total = total * 31 + bits.astype(jnp.uint32).sum(dtype=jnp.uint32)
     return total
-
-
-class _Progress:
-    """A line on stderr every ten seconds: prompts, tokens per second, time left."""
-
-    def __init__(self, total: int, resumed: int):
-        self._total, self._done, self._tokens = total, 0, 0
-        self._start = self._logged = time.monotonic()
-        logging.info("%d prompts%s", total, f", {resumed} more are answered" if resumed else "")
-
-    def add(self, tokens: int) -> None:
-        self._done += 1
-        self._tokens += tokens
-        now = time.monotonic()
-        if self._done < self._total and now - self._logged < _LOG_SECONDS:
-            return
-        self._logged = now
-        seconds = max(now - self._start, 1e-9)
-        left = seconds / self._done * (self._total - self._done)
-        logging.info(
-            "%d/%d prompts, %.0f tokens/s, %d:%02d left",
-            self._done, self._total, self._tokens / seconds, *divmod(round(left), 60),
-        )  # fmt: skip
 
 
 def _command(_) -> dict:

@@ -1,15 +1,10 @@
-"""Builds a recipe's data sets and packed tokens: python -m qalign_jax.prepare --config=..."""
+"""Builds a recipe's data sets and packed tokens ahead of its run."""
 
 from absl import flags
-from ml_collections import config_flags
 
 from qalign_jax import cli
 
-_CONFIG = config_flags.DEFINE_config_file(
-    "config",
-    cli.config_path("configs/demo.py"),
-    "The recipe, with its argument after a colon, and any override, as for qalign_jax.run.",
-)
+_CONFIG = cli.define_recipe()
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "The run's folder; runs/<recipe> by default. The same as run will be given."
 )

@@ -127,10 +127,13 @@ class Recipe:
     def packed(self, name: str) -> packing.PackedData:
         """The packed data of a training stage."""
         stage = self.config[name]
-        return _cached_build(
-            _frozen(stage.data.to_dict()), self.tokenizer(name), self.config.template,
-            stage.length, str(self._cache_dir()), self.config.seed, stage.pack,
-        )  # fmt: skip
+        try:
+            return _cached_build(
+                _frozen(stage.data.to_dict()), self.tokenizer(name), self.config.template,
+                stage.length, str(self._cache_dir()), self.config.seed, stage.pack,
+            )  # fmt: skip
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from None
 
     def tokenizer(self, name: str) -> Tokenizer:
         """The tokenizer of a training stage: the recipe's, else that of its initial weights."""
@@ -142,11 +145,6 @@ class Recipe:
             return load_tokenizer(str(self._weights(source)))
         if weights in self.names:
             return self.tokenizer(weights)
-        if weights == RANDOM:
-            raise ValueError(
-                "random weights have no tokenizer: --config.tokenizer must name a tokenizer.model "
-                "or a directory with one"
-            )
         return _directory_tokenizer(weights)
 
     @functools.cached_property
@@ -314,8 +312,8 @@ class Recipe:
             stage = self.config[name]
             if stage.kind not in ("tokenizer", "train", "evaluate"):
                 raise ValueError(f"{name}: kind={stage.kind!r}; it is tokenizer, train or evaluate")
-            if stage.kind == "train" and stage.remat and stage.remat not in REMAT_POLICIES:
-                raise ValueError(f"{name}: remat={stage.remat!r}; one of {_list(REMAT_POLICIES)}")
+            if stage.kind == "train":
+                self._check_training(name)
             for source in self._sources(name):
                 if source in self.names[index:]:
                     raise ValueError(f"{name} needs {source}, which does not come before it")
@@ -331,6 +329,18 @@ class Recipe:
                         f"{name} needs {source!r}, which is neither a stage ({_list(self.names)}) "
                         "nor a file or directory"
                     )
+
+    def _check_training(self, name: str) -> None:
+        stage = self.config[name]
+        if stage.remat and stage.remat not in REMAT_POLICIES:
+            raise ValueError(f"{name}: remat={stage.remat!r}; one of {_list(REMAT_POLICIES)}")
+        if stage.init == RANDOM:
+            preset(stage.preset)  # raises on a name that is not there
+            if not self.config.tokenizer:
+                raise ValueError(
+                    f"{name} starts from random weights, which have no tokenizer: "
+                    "--config.tokenizer must name a tokenizer.model or a directory with one"
+                )
 
     def _matters(self, name: str) -> dict:
         """The part of the config that shapes what the stage leaves."""

@@ -1,17 +1,10 @@
 """Runs a recipe's stages, in order, resuming what was stopped."""
 
 from absl import flags
-from ml_collections import config_flags
 
 from qalign_jax import cli
 
-_CONFIG = config_flags.DEFINE_config_file(
-    "config",
-    cli.config_path("configs/demo.py"),
-    "The recipe, a file that returns a ConfigDict, with its argument after a colon: "
-    "configs/math_cot.py:llama2_7b. Any value in it can be changed: "
-    "--config.response_alignment.lr=1e-5.",
-)
+_CONFIG = cli.define_recipe()
 _WORKDIR = flags.DEFINE_string(
     "workdir",
     None,

@@ -2,8 +2,6 @@
 
 import collections
 import os
-import sys
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -12,17 +10,15 @@ import numpy as np
 from absl import logging
 from etils import epath
 from jax.experimental import multihost_utils
-from tqdm import tqdm
 
 from qalign_jax.data import prompts
 from qalign_jax.evaluation import scores
 from qalign_jax.evaluation.benchmarks import Benchmark
 from qalign_jax.evaluation.records import AnswerFile
+from qalign_jax.progress import Progress
 
 # (prompts, max_new_tokens) -> (index of the prompt, text, tokens generated), in any order.
 Generator = Callable[[list[str], int], Iterator[tuple[int, str, int]]]
-
-_LOG_SECONDS = 10.0
 
 
 def evaluate(
@@ -134,7 +130,7 @@ def _open_problems(files, problems) -> list[int]:
 def _take(answers, open_problems, problems, texts, files, name) -> None:
     """Writes each answer into its language's file as it comes."""
     needed = {problems[index]["language"] for index in open_problems} & files.keys()
-    progress = _Progress(name, len(open_problems), len(problems) - len(open_problems))
+    progress = Progress(name, len(problems), len(problems) - len(open_problems), "answer")
     missing = set(open_problems)
     try:
         for language in needed:
@@ -187,41 +183,3 @@ def _score(benchmark, files, order) -> dict[str, Any]:
 def _judged(answer: Mapping[str, Any]) -> dict[str, Any]:
     where = f"{answer['language']}, problem {answer['id']}"
     return scores.judge(answer["output"], answer["answer"], answer["language"], where)
-
-
-class _Progress:
-    """A bar on a terminal; elsewhere a log line every ten seconds, with the time left."""
-
-    def __init__(self, name: str, total: int, resumed: int):
-        self._name, self._total, self._done, self._tokens = name, total, 0, 0
-        self._start = self._logged = time.monotonic()
-        self._bar = None
-        if jax.process_index() == 0 and sys.stderr.isatty():
-            self._bar = tqdm(total=total, desc=name, unit="answer", dynamic_ncols=True)
-        if resumed:
-            logging.info("%s: %d answers are there, %d to go", name, resumed, total)
-
-    def add(self, tokens: int) -> None:
-        self._done += 1
-        self._tokens += tokens
-        if self._bar is not None:
-            self._bar.update()
-        elif self._done == self._total or time.monotonic() - self._logged > _LOG_SECONDS:
-            self._logged = time.monotonic()
-            self._log()
-
-    def close(self) -> None:
-        if self._bar is not None:
-            self._bar.close()
-
-    def _log(self) -> None:
-        seconds = max(time.monotonic() - self._start, 1e-9)
-        left = seconds / self._done * (self._total - self._done)
-        logging.info(
-            "%s: %d/%d answers, %.0f tokens/s, %d:%02d left",
-            self._name,
-            self._done,
-            self._total,
-            self._tokens / seconds,
-            *divmod(round(left), 60),
-        )

@@ -60,6 +60,7 @@ class LlamaConfig:
     init_scale: float = 0.02
     dtype: str = "bfloat16"
     remat: str = "full"
+    scan_layers: bool = True  # False unrolls: XLA on CPU runs a loop's body on one core
 
     @property
     def padded_vocab(self) -> int:
@@ -201,6 +202,7 @@ class Llama(nn.Module):
             split_rngs={"params": True},
             in_axes=(nn.broadcast, nn.broadcast, nn.broadcast),
             length=config.n_layers,
+            unroll=1 if config.scan_layers else config.n_layers,
             metadata_params={nn.PARTITION_NAME: "layers"},
         )(config, self.parallel)
         self.embed = Table(config, self.parallel, "embedding", ("vocab_rows", "embed"))
@@ -328,6 +330,7 @@ def empty_cache(config: LlamaConfig, batch: int, length: int):
 CACHE_AXES = ("layers", "batch", "length", "kv_heads", "head_size")
 
 
+@functools.partial(jax.jit, static_argnums=0)
 def init_params(config: LlamaConfig, key: jax.Array):
     """Random parameters, f32, in a plain nested dict; the same on every mesh."""
     tokens = jnp.zeros((1, 1), jnp.int32)

@@ -19,10 +19,10 @@ PRESETS: dict[str, LlamaConfig] = {
     "tiny": _size(32_000, 64, 2, 4, 2, 160, max_length=2048, dtype="float32"),
     # The demo's small model, which is tuned, and the larger one, which it steers.
     "demo_small": _size(
-        700, 128, 4, 4, 4, 344, max_length=256, init_scale=0.06, dtype="float32", remat="none"
+        700, 128, 4, 4, 4, 344, max_length=256, init_scale=0.06, dtype="float32", remat="none", scan_layers=False
     ),
     "demo_large": _size(
-        700, 192, 5, 6, 6, 512, max_length=256, init_scale=0.05, dtype="float32", remat="none"
+        700, 192, 5, 6, 6, 512, max_length=256, init_scale=0.05, dtype="float32", remat="none", scan_layers=False
     ),
     "llama2_7b": _LLAMA2_7B,
     "llama2_13b": _size(32_000, 5120, 40, 40, 40, 13_824),

@@ -137,14 +137,14 @@ def _read_card(stage_dir) -> tuple[LlamaConfig, str]:
 
 def _stage_and_step(path) -> tuple[epath.Path, int]:
     """From a stage's folder, its checkpoints/ or one step of them."""
-    folders = [path, path.parent, path.parent.parent]
-    stage_dir = next((folder for folder in folders if (folder / "model.json").exists()), None)
+    above = (path, path.parent, path.parent.parent)
+    stage_dir = next((folder for folder in above if (folder / "model.json").exists()), None)
     if stage_dir is None:
         raise ValueError(
             f"{path}: no model here; expected a stage's folder of a run (with model.json and "
             "checkpoints/) or a Hugging Face directory (with config.json)"
         )
-    if path.name.isdigit():
+    if stage_dir == path.parent.parent:
         return stage_dir, int(path.name)
     steps = [
         int(step.name) for step in (stage_dir / "checkpoints").glob("*") if step.name.isdigit()

@@ -16,8 +16,9 @@ from jax.sharding import Mesh
 from qalign_jax.data.batches import Batches
 from qalign_jax.models.llama import LlamaConfig
 from qalign_jax.parallel.mesh import sharding_of
+from qalign_jax.progress import Progress
 from qalign_jax.training.checkpoints import Checkpoints
-from qalign_jax.training.metrics import MetricWriter, Progress, peak_flops
+from qalign_jax.training.metrics import MetricWriter, peak_flops
 from qalign_jax.training.optimizer import Schedule
 from qalign_jax.training.step import BATCH_KEYS, TrainState
 
@@ -141,7 +142,7 @@ def _record(pending, meter, writer, progress, stage_dir, batches) -> None:
     row |= meter.measure(real_tokens)
     row["packing"] = real_tokens / (len(ids) * batches.packed.length)
     writer.write(row)
-    progress.update(row["step"], row)
+    progress.add(real_tokens, loss=loss)
 
 
 class _StopSignal:

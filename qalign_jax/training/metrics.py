@@ -1,12 +1,9 @@
-"""What training writes while it runs: metrics.jsonl, TensorBoard, and a line of progress."""
+"""What training writes while it runs: metrics.jsonl and TensorBoard."""
 
 import json
-import time
 
 import jax
 import tensorboardX
-import tqdm
-from absl import logging
 from etils import epath
 
 # Peak bf16 TFLOP/s of one device, by a part of its name in jax.Device.device_kind; MFU is left out
@@ -87,32 +84,3 @@ def _rows_before(path, first_step: int) -> list[str]:
         if row["step"] <= first_step:
             kept.append(line)
     return kept
-
-
-class Progress:
-    """A bar on a terminal, a line every ten seconds in a log, with the time that is left."""
-
-    def __init__(self, name: str, total: int, start: int):
-        self._name, self._total, self._start = name, total, start
-        self._bar = tqdm.tqdm(
-            total=total, initial=start, desc=name, disable=None, leave=False, unit="step"
-        )
-        self._began = self._logged = time.monotonic()
-
-    def update(self, step: int, row: dict) -> None:
-        if not self._bar.disable:
-            self._bar.set_postfix(loss=f"{row['loss']:.3f}", refresh=False)
-            self._bar.update(step - self._bar.n)
-            return
-        now = time.monotonic()
-        if jax.process_index() == 0 and (now - self._logged > 10 or step == self._total):
-            self._logged = now
-            left = (now - self._began) / (step - self._start) * (self._total - step)
-            logging.info(
-                "%s: step %d of %d, loss %.4f, %.0f tokens/s, %s left",
-                self._name, step, self._total, row["loss"], row["tokens_per_second"] or 0,
-                tqdm.tqdm.format_interval(left),
-            )  # fmt: skip
-
-    def close(self) -> None:
-        self._bar.close()

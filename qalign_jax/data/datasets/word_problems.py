@@ -123,6 +123,12 @@ class Problem:
         asked = self._say(told, kind, self.phrasings[-1], {})
         return told.space.join([*self.story(language), asked])
 
+    def retold(self, language: str, phrasings: tuple[int, ...]) -> str:
+        """The problem, and once more in other phrasings."""
+        told = LANGUAGES[language]
+        other = dataclasses.replace(self, phrasings=phrasings)
+        return told.space.join([self.question(language), told.again, other.question(language)])
+
     def solved(self) -> list[str]:
         """The English story, each sentence that calls for an equation followed by it."""
         story = self.story("en")
@@ -241,14 +247,17 @@ def _document(
     rng: random.Random, problem: Problem, english: float, chains: float
 ) -> tuple[str, str, str]:
     kind = rng.random()
-    if kind >= english:
-        language = rng.choice(OTHERS)
-        return language, "", problem.question(language)
     if kind < chains:
         equations = ["{} {} {} = {}.".format(*step) for step in problem.frame.steps()]
         return "en", "", " ".join(equations)
-    solved = f"{problem.question('en')} {problem.answer()}"
-    return "en", "", rng.choice((problem.question("en"), problem.narrated(), solved))
+    language = "en" if kind < english else rng.choice(OTHERS)
+    form = rng.choice(("retold", "solved", "answered")) if language == "en" else "retold"
+    if form == "solved":
+        return language, "", " ".join(problem.solved())
+    if form == "answered":
+        return language, "", f"{problem.question('en')} {problem.answer()}"
+    other = tuple(rng.randrange(PHRASINGS) for _ in problem.phrasings)
+    return language, "", problem.retold(language, other)
 
 
 def _pair(problem: Problem, language: str) -> tuple[str, str, str]:

@@ -1,0 +1,56 @@
+"""Progress of long work on stderr: a bar on a terminal, a line every ten seconds in a log."""
+
+import sys
+import time
+
+import jax
+import tqdm
+from absl import logging
+
+LOG_SECONDS = 10.0
+
+
+class Progress:
+    """Counts what is done of `total` and says how long the rest will take; process 0 speaks.
+
+    Speed and time left are of this process's own work: what was `done` before does not count.
+    """
+
+    def __init__(self, name: str, total: int, done: int = 0, unit: str = "step"):
+        self._name, self._total, self._unit = name, total, unit
+        self._before = self._done = done
+        self._tokens = 0
+        self._began = self._logged = time.monotonic()
+        self._bar = None
+        if jax.process_index() == 0 and sys.stderr.isatty():
+            self._bar = tqdm.tqdm(
+                total=total, initial=done, desc=name, unit=unit, dynamic_ncols=True, leave=False
+            )
+        if done:
+            logging.info("%s: %d of %d %ss are there", name, done, total, unit)
+
+    def add(self, tokens: int = 0, **shown: float) -> None:
+        """One more is done, of so many tokens; `shown` are values to show beside, like a loss."""
+        self._done += 1
+        self._tokens += tokens
+        if self._bar is not None:
+            self._bar.set_postfix(shown, refresh=False)
+            self._bar.update()
+            return
+        now = time.monotonic()
+        if self._done < self._total and now - self._logged < LOG_SECONDS:
+            return
+        self._logged = now
+        seconds = max(now - self._began, 1e-9)
+        left = seconds / (self._done - self._before) * (self._total - self._done)
+        values = "".join(f", {name} {value:.4f}" for name, value in shown.items())
+        if jax.process_index() == 0:
+            logging.info(
+                "%s: %s %d of %d%s, %.0f tokens/s, %s left",
+                self._name, self._unit, self._done, self._total, values, self._tokens / seconds,
+                tqdm.tqdm.format_interval(left),
+            )  # fmt: skip
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
