@@ -28,6 +28,7 @@ from qalign_jax.evaluation.numbers_only import numbers_only_accuracy
 from qalign_jax.models import hf
 from qalign_jax.models.llama import REMAT_POLICIES
 from qalign_jax.models.presets import preset
+from qalign_jax.parallel import hosts
 from qalign_jax.parallel.mesh import make_mesh
 from qalign_jax.training.checkpoints import Checkpoints, Model, load_model, write_model_card
 from qalign_jax.training.loop import train
@@ -76,19 +77,24 @@ class Recipe:
         kinds = {"tokenizer": self._tokenizer, "train": self._train, "evaluate": self._evaluate}
         checked = False
         for name in self.chosen:
-            if self.is_done(name):
-                logging.info("%s: finished before, skipped", name)
-                continue
+            # hosts meet before and after the question, so that all of them get one answer
+            hosts.wait_for_all(f"{name} or not")
+            done = self.is_done(name)
             kind = self.config[name].kind
-            if kind != "tokenizer" and not checked:
+            if not done and kind != "tokenizer" and not checked:
                 self.prepare()  # all input is read before the first device works
                 checked = True
+            hosts.wait_for_all(f"{name} begins")
+            if done:
+                logging.info("%s: finished before, skipped", name)
+                continue
             logging.info("%s: begins", name)
             began = time.monotonic()
             summary = kinds[kind](name)
             summary["seconds"] = round(time.monotonic() - began, 1)
             self._write(name, "done.json", {"matters": self._matters(name)} | summary)
             logging.info("%s: done in %.0f s", name, summary["seconds"])
+        hosts.wait_for_all("all stages")
         return {
             "stages": {name: "done" if self.is_done(name) else "open" for name in self.names},
             "systems": self.results(),

@@ -144,6 +144,7 @@ def advance(plan: Plan, params, key, eos_ids, slots: Slots, enough, max_steps):
         return steps + 1, _step(plan, params, key, eos_ids, slots)
 
     _, slots = jax.lax.while_loop(unfinished, step, (jnp.int32(0), slots))
+    slots = _place_slots(plan, slots)  # what the loop returns is placed anew
     return slots, (slots.active, slots.generated, slots.outputs)
 
 

@@ -3,6 +3,10 @@
 import os
 
 import jax
+from orbax.checkpoint import multihost
+
+# Longer than any host's own work between two meetings, the building of data sets above all.
+TIMEOUT_S = 3600
 
 
 def initialize(coordinator: str | None = None, processes: int = 1, process: int = 0) -> None:
@@ -25,3 +29,12 @@ def initialize(coordinator: str | None = None, processes: int = 1, process: int 
         jax.distributed.initialize(coordinator, processes, process)
     elif len(os.environ.get("TPU_WORKER_HOSTNAMES", "").split(",")) > 1:
         jax.distributed.initialize()
+
+
+def wait_for_all(meeting: str) -> None:
+    """Returns when every process is here; the name of a meeting is used once.
+
+    It goes through the coordinator, not the devices, whose collectives lose patience early.
+    """
+    if jax.process_count() > 1:
+        multihost.get_barrier_sync_fn()(key=meeting, timeout_ms=TIMEOUT_S * 1000)
