@@ -29,13 +29,13 @@ class Progress:
         if done:
             logging.info("%s: %d of %d %ss are there", name, done, total, unit)
 
-    def add(self, tokens: int = 0, **shown: float) -> None:
-        """One more is done, of so many tokens; `shown` are values to show beside, like a loss."""
-        self._done += 1
+    def add(self, tokens: int = 0, count: int = 1, **shown: float) -> None:
+        """`count` more are done, of so many tokens; `shown` stands beside, like a loss."""
+        self._done += count
         self._tokens += tokens
         if self._bar is not None:
             self._bar.set_postfix(shown, refresh=False)
-            self._bar.update()
+            self._bar.update(count)
             return
         now = time.monotonic()
         if self._done < self._total and now - self._logged < LOG_SECONDS:
@@ -44,10 +44,12 @@ class Progress:
         seconds = max(now - self._began, 1e-9)
         left = seconds / (self._done - self._before) * (self._total - self._done)
         values = "".join(f", {name} {value:.4f}" for name, value in shown.items())
+        if self._tokens:
+            values += f", {self._tokens / seconds:.0f} tokens/s"
         if jax.process_index() == 0:
             logging.info(
-                "%s: %s %d of %d%s, %.0f tokens/s, %s left",
-                self._name, self._unit, self._done, self._total, values, self._tokens / seconds,
+                "%s: %s %d of %d%s, %s left",
+                self._name, self._unit, self._done, self._total, values,
                 tqdm.tqdm.format_interval(left),
             )  # fmt: skip
 

@@ -42,10 +42,9 @@ from qalign_jax.training.step import (
 )
 
 RANDOM = "random"
-# What may change between two starts of one run: how it is computed, not what.
-FREE_KEYS = {
-    "path", "micro_batches", "remat", "save_every", "keep", "slots", "kind",
-}  # fmt: skip
+# What may change between two starts of one run: how it is computed, not what. Data may move: the
+# fingerprint of its content is compared instead.
+FREE_KEYS = {"path", "micro_batches", "remat", "save_every", "keep", "slots"}
 
 
 class Recipe:
@@ -74,7 +73,9 @@ class Recipe:
             self.workdir.mkdir(parents=True, exist_ok=True)
             text = json.dumps(self.config.to_dict(), indent=1, ensure_ascii=False)
             (self.workdir / "config.json").write_text(text + "\n")
-        kinds = {"tokenizer": self._tokenizer, "train": self._train, "evaluate": self._evaluate}
+        run_stage = {
+            "tokenizer": self._train_tokenizer, "train": self._train, "evaluate": self._evaluate
+        }  # fmt: skip
         checked = False
         for name in self.chosen:
             # hosts meet before and after the question, so that all of them get one answer
@@ -90,7 +91,7 @@ class Recipe:
                 continue
             logging.info("%s: begins", name)
             began = time.monotonic()
-            summary = kinds[kind](name)
+            summary = run_stage[kind](name)
             summary["seconds"] = round(time.monotonic() - began, 1)
             self._write(name, "done.json", {"matters": self._matters(name)} | summary)
             logging.info("%s: done in %.0f s", name, summary["seconds"])
@@ -159,7 +160,7 @@ class Recipe:
 
     # -- stages ----------------------------------------------------------------------------------
 
-    def _tokenizer(self, name: str) -> dict:
+    def _train_tokenizer(self, name: str) -> dict:
         stage = self.config[name]
         examples = [
             example

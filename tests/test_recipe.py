@@ -1,6 +1,7 @@
 """A recipe runs, resumes, skips what is finished, and refuses what differs."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -9,6 +10,8 @@ import time
 import jax
 import numpy as np
 import pytest
+import torch
+import transformers
 from qalign_jax.configs import common
 
 from qalign_jax.recipe import Recipe
@@ -236,6 +239,30 @@ def test_rows_and_lengths_that_do_not_fit_are_refused(key, value, message, finis
     config.base[key] = value
     with pytest.raises(ValueError, match=message):
         Recipe(config, tmp / f"bad_{key}").run()
+
+
+def test_a_hugging_face_directory_is_trained_and_scored_with_its_own_tokenizer(tmp, model_file):
+    torch.manual_seed(0)
+    model = transformers.LlamaForCausalLM(
+        transformers.LlamaConfig(
+            vocab_size=420, hidden_size=64, intermediate_size=96, num_hidden_layers=2,
+            num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=256,
+        )
+    )  # fmt: skip
+    directory = tmp / "hf"
+    model.save_pretrained(directory)
+    shutil.copy(model_file, directory / "tokenizer.model")
+    config = make_config(tmp, stages=("tuned", "evaluation"), tokenizer="")
+    config.tuned.init, config.tuned.length, config.tuned.steps = str(directory), 200, 2
+    config.evaluation.systems = common.ConfigDict(
+        {"base": common.system(str(directory)), "tuned": common.system("tuned")}
+    )
+    workdir = tmp / "from_hf"
+    outcome = Recipe(config, workdir).run()
+    assert outcome["systems"].keys() == {"base", "tuned"}
+    gate = load_model(workdir / "tuned").params["layers"]["mlp"]["gate"]
+    before = load_model(directory).params["layers"]["mlp"]["gate"]
+    assert 0 < np.abs(gate - before).max() < 0.01
 
 
 def test_a_stage_whose_weights_are_not_there_yet_asks_for_them(tmp):

@@ -21,6 +21,7 @@ from absl import logging
 from qalign_jax.data import prompts
 from qalign_jax.data.datasets import Source, load_examples
 from qalign_jax.data.tokenizer import Tokenizer
+from qalign_jax.progress import Progress
 
 FORMAT = 1  # raise when the same input would give other rows
 ARRAYS = {
@@ -212,6 +213,7 @@ class _Tokenised:
         self.dropped = self.truncated = 0
         self.of_source: dict[str, np.ndarray] = {}
         flat, sizes, prompt_sizes = [], [], []
+        progress = Progress("tokenise", sum(map(len, examples.values())), unit="example")
         for name in parsed:
             first = len(self.ids)
             for batch in _batches(examples[name]):
@@ -225,12 +227,14 @@ class _Tokenised:
                     flat.append(np.asarray(tokens, np.int32))
                     sizes.append(len(tokens))
                     prompt_sizes.append(prompt)
+                progress.add(count=len(batch))
             self.of_source[name] = np.arange(first, len(self.ids))
             if first == len(self.ids):
                 raise ValueError(
                     f"every example of {name} has a prompt of {length} tokens or more, so nothing "
                     f"is left to train; raise length={length} or shorten the template"
                 )
+        progress.close()
         if self.dropped:
             logging.warning(
                 "dropped %d examples whose prompt alone fills length=%d", self.dropped, length

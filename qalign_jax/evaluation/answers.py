@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 
 def paper(text: str) -> float:
-    r"""Reads an answer as the paper's evaluation does (PAPER.md, Evaluation).
+    r"""Reads an answer as the evaluation code of arXiv 2405.01345 does.
 
     Joins digit groups with `(\d),(\d)`, then takes the last `\d+(\.\d+)?`; 0.0 where there is
     none. So the sign is dropped, `3,5` is 35, `1.000` is 1.0, `1,2,3` becomes `12,3`, and any
