@@ -1,28 +1,41 @@
 """The whole recipe on a laptop CPU: tiny models, six languages, generated word problems.
 
-    python -m qalign_jax.run
+python -m qalign_jax.run
 """
 
 from ml_collections import ConfigDict
+
 from qalign_jax.configs import common
 
 NOTES = (
-    "The models are pretrained here, on text that holds worked English solutions.",
-    "Stage I replays a quarter of English pretraining text; without it arithmetic is forgotten.",
-    "The prompt is short: 'Q: ...' and 'A:'.",
+    "The models are pretrained here. Their text holds English problems with worked solutions.",
+    "Stage I replays English pretraining text, a quarter of its examples; without it arithmetic "
+    "is forgotten.",
+    "The prompt is short: 'Q: ...' and 'A:'. Stage I asks for the translation behind the "
+    "question ('... In English:'), so that a question reads the same in both stages.",
+    "Numbers are small (at most 20), so that models of a million parameters learn to count.",
 )
 
 
-def get_config() -> ConfigDict:
-    """The recipe; `--config.fast=True` shortens every stage and claims nothing."""
+CONTROL = ("control", "control_response_alignment")
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    """The recipe; `--config.fast=True` shortens every stage and claims nothing.
+
+    The argument `control` (--config=configs/demo.py:control) adds a system with the steps of
+    stage I on text without a single pair, and so tells whether it is the pairs that matter.
+    """
+    if arg not in ("", "control"):
+        raise ValueError(f"the demo's argument is 'control' or nothing, not {arg!r}")
     stages = (
         "vocabulary", "pretraining", "question_alignment", "response_alignment",
-        "response_alignment_only", "control", "control_response_alignment", "large_pretraining",
-        "evaluation",
+        "response_alignment_only", *(CONTROL if arg else ()), "large_pretraining", "evaluation",
     )  # fmt: skip
     config = common.recipe(
         "demo", stages, seed=0, template="short", tokenizer="vocabulary", notes=NOTES
     )
+    config.mesh = "single"  # models this small gain nothing from a second device
     config.fast = False
     fast, seed = config.get_ref("fast").to_int(), config.get_ref("seed")
 
@@ -34,40 +47,46 @@ def get_config() -> ConfigDict:
 
     def training(init: str, data: dict, steps: int, lr: float, **changes) -> ConfigDict:
         return common.training(
-            init, data, steps=choose(steps, steps // 15), lr=lr, length=88, rows=16, b2=0.98,
-            **changes,
+            init, data, steps=choose(steps, steps // 30), lr=lr, length=144, rows=2, b2=0.98,
+            save_every=1000, **changes,
         )  # fmt: skip
 
-    documents = problems("pretraining", 20_000)
-    replay = problems("pretraining", 4_000, english=1.0)
-    pairs = problems("question_pairs", 12_000)
+    documents = problems("pretraining", 24_000)
+    pairs = problems("question_pairs", 10_000)
+    replay = problems("pretraining", 3_300, english=1.0)
     answers = problems("responses", 4_000)
 
-    config.vocabulary = ConfigDict(
-        {"kind": "tokenizer", "vocab_size": 700, "symbols": tuple(map(str, range(41)))}
+    config.vocabulary = ConfigDict({"kind": "tokenizer", "vocab_size": 1024})
+    config.vocabulary.symbols = tuple(f" {number}" for number in range(21))
+    config.vocabulary.data = ConfigDict(
+        {
+            "documents": problems("pretraining", 12_000),
+            "pairs": problems("question_pairs", 1_500),
+            "answers": problems("responses", 1_500),
+        }
     )
-    config.vocabulary.data = ConfigDict({"documents": problems("pretraining", 20_000)})
     config.pretraining = training(
-        "random", {"documents": documents}, 900, 3e-3, preset="demo_small"
+        "random", {"documents": documents}, 3000, 3e-3, preset="demo_small"
     )
     config.question_alignment = training(
-        "pretraining", {"pairs": pairs, "replay": replay}, 450, 2e-3
+        "pretraining", {"pairs": pairs, "replay": replay}, 2000, 2e-3
     )
-    config.response_alignment = training("question_alignment", {"answers": answers}, 150, 1e-3)
-    config.response_alignment_only = training("pretraining", {"answers": answers}, 150, 1e-3)
-    config.control = training(
-        "pretraining", {"unpaired": problems("control", 12_000), "replay": replay}, 450, 2e-3
-    )
-    config.control_response_alignment = training("control", {"answers": answers}, 150, 1e-3)
+    config.response_alignment = training("question_alignment", {"answers": answers}, 500, 1e-3)
+    config.response_alignment_only = training("pretraining", {"answers": answers}, 500, 1e-3)
     config.large_pretraining = training(
-        "random", {"documents": documents}, 900, 3e-3, preset="demo_large"
+        "random", {"documents": problems("pretraining", 24_000, english=0.9)}, 1600, 3e-3,
+        preset="demo_large",
+    )  # fmt: skip
+    config.control = training(
+        "pretraining", {"unpaired": problems("control", 10_000), "replay": replay}, 2000, 2e-3
     )
+    config.control_response_alignment = training("control", {"answers": answers}, 500, 1e-3)
+
     config.evaluation = common.evaluation(
         systems={
             "base": common.system("pretraining"),
             "ralign": common.system("response_alignment_only"),
             "qalign": common.system("response_alignment"),
-            "control": common.system("control_response_alignment"),
             "large": common.system("large_pretraining"),
             "large_proxy": common.system(
                 "large_pretraining", expert="response_alignment", antiexpert="pretraining"
@@ -82,4 +101,6 @@ def get_config() -> ConfigDict:
         slots=128,
         numbers_only=answers,
     )
+    if arg:
+        config.evaluation.systems.control = common.system("control_response_alignment")
     return config

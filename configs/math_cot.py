@@ -9,8 +9,8 @@ The argument names the model preset. Published mean over ten languages, mGSM / m
 """
 
 from ml_collections import ConfigDict
-from qalign_jax.configs import common
 
+from qalign_jax.configs import common
 from qalign_jax.models.presets import preset
 
 

@@ -17,7 +17,7 @@ from absl import logging
 from etils import epath
 from ml_collections import ConfigDict
 
-from qalign_jax.data import packing
+from qalign_jax.data import packing, prompts
 from qalign_jax.data.batches import Batches, rows_for
 from qalign_jax.data.datasets import load_examples
 from qalign_jax.data.tokenizer import Tokenizer, load_tokenizer, train_sentencepiece
@@ -167,7 +167,8 @@ class Recipe:
             for source in stage.data.values()
             for example in load_examples(source, self._cache_dir() / "datasets")
         ]
-        texts = [f"{e['instruction']}\n{e['response']}".strip() for e in examples]
+        prompt = functools.partial(prompts.render, self.config.template)
+        texts = [(e["instruction"] and prompt(e["instruction"])) + e["response"] for e in examples]
         if jax.process_index() == 0:
             train_sentencepiece(
                 texts, stage.vocab_size, str(self.workdir / name / "tokenizer.model"),

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from qalign_jax.configs import common
 
+from qalign_jax.configs import common
 from qalign_jax.recipe import Recipe
 from qalign_jax.reporting import page
 from qalign_jax.training.checkpoints import load_model

@@ -11,6 +11,7 @@ def _size(vocab, d_model, layers, heads, kv_heads, d_ff, **more) -> LlamaConfig:
     return LlamaConfig(vocab, d_model, layers, heads, kv_heads, d_ff, head_size, **more)
 
 
+_DEMO = dict(max_length=256, dtype="float32", remat="none", scan_layers=False)
 _LLAMA2_7B = _size(32_000, 4096, 32, 32, 32, 11_008)
 _LLAMA31 = RopeScaling("llama3", factor=8.0, original_max_length=8192)
 
@@ -18,12 +19,8 @@ PRESETS: dict[str, LlamaConfig] = {
     # For tests and first tries; the vocabulary is set from the tokenizer.
     "tiny": _size(32_000, 64, 2, 4, 2, 160, max_length=2048, dtype="float32"),
     # The demo's small model, which is tuned, and the larger one, which it steers.
-    "demo_small": _size(
-        700, 128, 4, 4, 4, 344, max_length=256, init_scale=0.06, dtype="float32", remat="none", scan_layers=False
-    ),
-    "demo_large": _size(
-        700, 192, 5, 6, 6, 512, max_length=256, init_scale=0.05, dtype="float32", remat="none", scan_layers=False
-    ),
+    "demo_small": _size(700, 128, 4, 4, 4, 344, init_scale=0.06, **_DEMO),
+    "demo_large": _size(700, 192, 4, 6, 6, 512, init_scale=0.05, **_DEMO),
     "llama2_7b": _LLAMA2_7B,
     "llama2_13b": _size(32_000, 5120, 40, 40, 40, 13_824),
     "llama2_70b": _size(32_000, 8192, 80, 64, 8, 28_672),

@@ -42,7 +42,7 @@ def make_mesh(spec: str, devices=None) -> Mesh:
     Args:
       spec: `axis:size` pairs of `data`, `fsdp` and `tensor`; axes left out have size 1, one size
         may be -1 (what is left). `fsdp:16x16` splits over two mesh axes, for fsdp over a whole
-        slice.
+        slice. `single` is one device, for models too small to split.
       devices: the devices to use, all of them by default.
 
     Raises:
@@ -50,6 +50,8 @@ def make_mesh(spec: str, devices=None) -> Mesh:
     """
     devices = list(jax.devices() if devices is None else devices)
     sizes = dict.fromkeys(AXES, 1)
+    if spec == "single":
+        spec, devices = "", devices[:1]
     expected = "expected something like 'data:1,fsdp:-1,tensor:2'"
     for pair in filter(None, (part.strip() for part in spec.split(","))):
         name, _, text = pair.partition(":")

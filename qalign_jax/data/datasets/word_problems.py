@@ -19,7 +19,7 @@ from qalign_jax.data import prompts
 from qalign_jax.data.datasets import base
 from qalign_jax.data.datasets.word_problems_templates import ASIDE, LANGUAGES, PHRASINGS, Language
 
-LARGEST = 40  # of all values, given and computed
+LARGEST = 20  # of all values, given and computed
 GAINS = ("buy", "find", "receive", "win")
 LOSSES = ("give", "lose", "sell", "steal")
 # Of a frame: (numbers at the start, events, whether it ends in a share), and how often. Two events
@@ -30,7 +30,6 @@ SHAPES = {
     (1, 1, True): 1,
     (2, 1, False): 2,
     (1, 2, True): 1,
-    (2, 2, False): 2,
     (2, 1, True): 1,
 }
 TRAINING_PARTS = ("pretraining", "question_pairs", "responses", "translated_responses", "control")
@@ -82,11 +81,11 @@ def draw_frame(rng: random.Random, use: str) -> Frame:
     """A sound frame of the given tenth (see `tenth`)."""
     [(given, events, shared)] = rng.choices(list(SHAPES), SHAPES.values())
     while True:
-        start = tuple(rng.randint(3, 20) if given == 1 else rng.randint(2, 9) for _ in range(given))
+        bags = (rng.randint(2, 4), rng.randint(2, 5))
         frame = Frame(
-            start=start,
-            events=tuple((rng.choice(GAINS + LOSSES), rng.randint(2, 9)) for _ in range(events)),
-            share=rng.randint(2, 9) if shared else 0,
+            start=bags if given == 2 else (rng.randint(3, 12),),
+            events=tuple((rng.choice(GAINS + LOSSES), rng.randint(2, 5)) for _ in range(events)),
+            share=rng.randint(2, 4) if shared else 0,
         )
         if frame.is_sound() and tenth(frame.numbers()) == use:
             return frame
@@ -125,9 +124,9 @@ class Problem:
 
     def retold(self, language: str, phrasings: tuple[int, ...]) -> str:
         """The problem, and once more in other phrasings."""
-        told = LANGUAGES[language]
         other = dataclasses.replace(self, phrasings=phrasings)
-        return told.space.join([self.question(language), told.again, other.question(language)])
+        asked = LANGUAGES[language].space.join([self.question(language), LANGUAGES[language].again])
+        return prompts.render("short", asked) + other.question(language)
 
     def solved(self) -> list[str]:
         """The English story, each sentence that calls for an equation followed by it."""
@@ -251,18 +250,20 @@ def _document(
         equations = ["{} {} {} = {}.".format(*step) for step in problem.frame.steps()]
         return "en", "", " ".join(equations)
     language = "en" if kind < english else rng.choice(OTHERS)
-    form = rng.choice(("retold", "solved", "answered")) if language == "en" else "retold"
+    forms = ("answered", "answered", "solved", "retold") if language == "en" else ("retold", "told")
+    form = rng.choice(forms)
+    if form == "told":
+        return language, "", f"Q: {problem.question(language)}"
     if form == "solved":
         return language, "", " ".join(problem.solved())
     if form == "answered":
-        return language, "", f"{problem.question('en')} {problem.answer()}"
+        return language, "", prompts.render("short", problem.question("en")) + problem.answer()
     other = tuple(rng.randrange(PHRASINGS) for _ in problem.phrasings)
     return language, "", problem.retold(language, other)
 
 
 def _pair(problem: Problem, language: str) -> tuple[str, str, str]:
-    instruction = prompts.translation_instruction(language, "en", problem.question(language))
-    return language, instruction, problem.question("en")
+    return language, f"{problem.question(language)} In English:", problem.question("en")
 
 
 def _example(name: str, language: str, instruction: str, response: str) -> dict[str, str]:
