@@ -34,6 +34,7 @@ def training(init, data: dict[str, ConfigDict], **changes) -> ConfigDict:
     config.init = init  # "random", a stage, or a directory of ours or of Hugging Face
     config.preset = ""  # the size of random weights, from models/presets.py
     config.data = ConfigDict(data)
+    config.template = ""  # "" is the recipe's
     config.length = 512
     config.pack = True
     config.batch_size = 128  # examples a step, on average when packed

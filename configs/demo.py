@@ -11,9 +11,9 @@ NOTES = (
     "The models are pretrained here. Their text holds English problems with worked solutions.",
     "Stage I replays English pretraining text, a quarter of its examples; without it arithmetic "
     "is forgotten.",
-    "The prompt is short: 'Q: ...' and 'A:'. Stage I asks for the translation behind the "
-    "question ('... In English:'), so that a question reads the same in both stages.",
-    "Numbers are small (at most 20), so that models of a million parameters learn to count.",
+    "The prompt is short: 'Q: ...' and 'A:'. In stage I it ends in 'English:' instead of an "
+    "instruction in front, so that a question reads the same in both stages.",
+    "Numbers are small (at most 25), so that models of a million parameters learn to count.",
 )
 
 
@@ -57,7 +57,7 @@ def get_config(arg: str = "") -> ConfigDict:
     answers = problems("responses", 4_000)
 
     config.vocabulary = ConfigDict({"kind": "tokenizer", "vocab_size": 1024})
-    config.vocabulary.symbols = tuple(f" {number}" for number in range(21))
+    config.vocabulary.symbols = tuple(f" {number}" for number in range(26))
     config.vocabulary.data = ConfigDict(
         {
             "documents": problems("pretraining", 12_000),
@@ -69,8 +69,9 @@ def get_config(arg: str = "") -> ConfigDict:
         "random", {"documents": documents}, 3000, 3e-3, preset="demo_small"
     )
     config.question_alignment = training(
-        "pretraining", {"pairs": pairs, "replay": replay}, 2000, 2e-3
-    )
+        "pretraining", {"pairs": pairs, "replay": replay}, 1800, 2e-3,
+        template="Q: {instruction}\nEnglish:",
+    )  # fmt: skip
     config.response_alignment = training("question_alignment", {"answers": answers}, 500, 1e-3)
     config.response_alignment_only = training("pretraining", {"answers": answers}, 500, 1e-3)
     config.large_pretraining = training(
@@ -78,7 +79,7 @@ def get_config(arg: str = "") -> ConfigDict:
         preset="demo_large",
     )  # fmt: skip
     config.control = training(
-        "pretraining", {"unpaired": problems("control", 10_000), "replay": replay}, 2000, 2e-3
+        "pretraining", {"unpaired": problems("control", 10_000), "replay": replay}, 1800, 2e-3
     )
     config.control_response_alignment = training("control", {"answers": answers}, 500, 1e-3)
 

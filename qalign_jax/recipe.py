@@ -136,8 +136,9 @@ class Recipe:
         stage = self.config[name]
         try:
             return _cached_build(
-                _frozen(stage.data.to_dict()), self.tokenizer(name), self.config.template,
-                stage.length, str(self._cache_dir()), self.config.seed, stage.pack,
+                _frozen(stage.data.to_dict()), self.tokenizer(name),
+                stage.template or self.config.template, stage.length,
+                str(self._cache_dir()), self.config.seed, stage.pack,
             )  # fmt: skip
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from None

@@ -265,6 +265,16 @@ def test_a_hugging_face_directory_is_trained_and_scored_with_its_own_tokenizer(t
     assert 0 < np.abs(gate - before).max() < 0.01
 
 
+def test_a_stage_may_end_its_prompt_in_its_own_way(tmp):
+    config = make_config(tmp)
+    config.tuned.template = "Q: {instruction}\nEnglish:"
+    recipe = Recipe(config, tmp / "own_prompt", ["vocabulary"])
+    recipe.run()
+    packed = recipe.packed("tuned")
+    text = recipe.tokenizer("tuned").decode(packed.tokens[0].tolist())
+    assert "\nEnglish:" in text and "\nA:" not in text
+
+
 def test_a_stage_whose_weights_are_not_there_yet_asks_for_them(tmp):
     with pytest.raises(ValueError, match="tuned needs base, which is not finished"):
         Recipe(make_config(tmp), tmp / "never", ["tuned"])

@@ -29,7 +29,7 @@ def test_numbers_alone_solve_few_word_problems_and_the_same_in_every_language():
     test = list(word_problems.generate("development", count=300))
     accuracy = numbers_only_accuracy(train, test)
     assert len(accuracy) == 6 and len(set(accuracy.values())) == 1
-    assert 15 < accuracy["en"] < 35
+    assert 15 < accuracy["en"] < 40
 
 
 def test_a_question_without_numbers_is_refused():

@@ -19,16 +19,15 @@ from qalign_jax.data import prompts
 from qalign_jax.data.datasets import base
 from qalign_jax.data.datasets.word_problems_templates import ASIDE, LANGUAGES, PHRASINGS, Language
 
-LARGEST = 20  # of all values, given and computed
+LARGEST = 25  # of all values, given and computed
 GAINS = ("buy", "find", "receive", "win")
 LOSSES = ("give", "lose", "sell", "steal")
 # Of a frame: (numbers at the start, events, whether it ends in a share), and how often. Two events
 # come most often because the numbers alone say least about their signs.
 SHAPES = {
-    (1, 1, False): 1,
-    (1, 2, False): 4,
-    (1, 1, True): 1,
-    (2, 1, False): 2,
+    (1, 1, False): 2,
+    (1, 2, False): 12,
+    (2, 1, False): 3,
     (1, 2, True): 1,
     (2, 1, True): 1,
 }
@@ -83,7 +82,7 @@ def draw_frame(rng: random.Random, use: str) -> Frame:
     while True:
         bags = (rng.randint(2, 4), rng.randint(2, 5))
         frame = Frame(
-            start=bags if given == 2 else (rng.randint(3, 12),),
+            start=bags if given == 2 else (rng.randint(7, 15),),
             events=tuple((rng.choice(GAINS + LOSSES), rng.randint(2, 5)) for _ in range(events)),
             share=rng.randint(2, 4) if shared else 0,
         )
@@ -263,7 +262,7 @@ def _document(
 
 
 def _pair(problem: Problem, language: str) -> tuple[str, str, str]:
-    return language, f"{problem.question(language)} In English:", problem.question("en")
+    return language, problem.question(language), problem.question("en")
 
 
 def _example(name: str, language: str, instruction: str, response: str) -> dict[str, str]:
