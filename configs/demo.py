@@ -11,8 +11,9 @@ NOTES = (
     "The models are pretrained here. Their text holds English problems with worked solutions.",
     "Stage I replays English pretraining text, a quarter of its examples; without it arithmetic "
     "is forgotten.",
-    "The prompt is short: 'Q: ...' and 'A:'. In stage I it ends in 'English:' instead of an "
-    "instruction in front, so that a question reads the same in both stages.",
+    "The prompt is short: 'Q: ...' and 'A:'. Stage I has no instruction: whatever is asked is "
+    "answered by the question in English, English questions included. So a question reads the "
+    "same in both stages, and stage II turns all languages at once from translating to solving.",
     "Numbers are small (at most 25), so that models of a million parameters learn to count.",
 )
 
@@ -53,7 +54,8 @@ def get_config(arg: str = "") -> ConfigDict:
 
     documents = problems("pretraining", 24_000)
     pairs = problems("question_pairs", 10_000)
-    replay = problems("pretraining", 3_300, english=1.0)
+    copies = problems("copies", 2_000)
+    replay = problems("pretraining", 3_300, english=1.0, prompted=False)
     answers = problems("responses", 4_000)
 
     config.vocabulary = ConfigDict({"kind": "tokenizer", "vocab_size": 1024})
@@ -66,20 +68,19 @@ def get_config(arg: str = "") -> ConfigDict:
         }
     )
     config.pretraining = training(
-        "random", {"documents": documents}, 3000, 3e-3, preset="demo_small"
+        "random", {"documents": documents}, 2600, 3e-3, preset="demo_small"
     )
     config.question_alignment = training(
-        "pretraining", {"pairs": pairs, "replay": replay}, 1800, 2e-3,
-        template="Q: {instruction}\nEnglish:",
-    )  # fmt: skip
+        "pretraining", {"pairs": pairs, "copies": copies, "replay": replay}, 2600, 2e-3
+    )
     config.response_alignment = training("question_alignment", {"answers": answers}, 500, 1e-3)
     config.response_alignment_only = training("pretraining", {"answers": answers}, 500, 1e-3)
     config.large_pretraining = training(
-        "random", {"documents": problems("pretraining", 24_000, english=0.9)}, 1600, 3e-3,
+        "random", {"documents": problems("pretraining", 24_000, english=0.9)}, 1300, 3e-3,
         preset="demo_large",
     )  # fmt: skip
     config.control = training(
-        "pretraining", {"unpaired": problems("control", 10_000), "replay": replay}, 1800, 2e-3
+        "pretraining", {"unpaired": problems("control", 10_000), "replay": replay}, 2600, 2e-3
     )
     config.control_response_alignment = training("control", {"answers": answers}, 500, 1e-3)
 

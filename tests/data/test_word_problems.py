@@ -178,6 +178,8 @@ def test_pairs_and_control_hold_the_same_amount_of_text_and_only_pairs_are_paral
     assert len(control) == 2 * len(pairs)
     for example in pairs:
         assert numbers_in(example["instruction"]) == numbers_in(example["response"])
+    for example in generate("copies"):
+        assert example["instruction"] == example["response"]
     share = collections.Counter(example["language"] for example in control)
     assert share == {"en": 600, "de": 120, "es": 120, "fr": 120, "sw": 120, "zh": 120}
     alike = sum(

@@ -31,7 +31,9 @@ SHAPES = {
     (1, 2, True): 1,
     (2, 1, True): 1,
 }
-TRAINING_PARTS = ("pretraining", "question_pairs", "responses", "translated_responses", "control")
+TRAINING_PARTS = (
+    "pretraining", "question_pairs", "copies", "responses", "translated_responses", "control",
+)  # fmt: skip
 BENCHMARK_PARTS = ("development", "test", "development_aside", "test_aside")
 OTHERS = tuple(language for language in LANGUAGES if language != "en")
 
@@ -167,13 +169,17 @@ def generate(
     languages: Sequence[str] = (),
     english: float = 0.62,
     chains: float = 0.25,
+    prompted: bool = True,
 ) -> Iterator[dict[str, str]]:
     """The examples of one part, in a fixed order.
 
     pretraining: count documents of plain text, each problem in one language only; the share
         `english` is English (stories, worked solutions and, as the share `chains` of all
-        documents, bare equations), the rest evenly the other five.
+        documents, bare equations), the rest evenly the other five. Without `prompted` the English
+        text keeps to worked solutions that stand alone: nothing follows a "Q:" and "A:".
     question_pairs: count translation examples X -> en, evenly over the five languages.
+    copies: count English questions "translated" into English, so that stage I answers a question
+        of any language alike.
     control: the text of count such pairs, but of different problems on the two sides: no pair.
     responses: count English questions with their answers.
     translated_responses: the same, with the question told evenly in all six languages.
@@ -187,7 +193,7 @@ def generate(
     if part in BENCHMARK_PARTS:
         examples = _benchmark(part, seed, count)
     else:
-        examples = _training(part, seed, count, english, chains)
+        examples = _training(part, seed, count, english, chains, prompted)
     return (e for e in examples if not languages or e["language"] in languages)
 
 
@@ -219,16 +225,18 @@ def _benchmark(part: str, seed: int, count: int) -> Iterator[dict[str, str]]:
 
 
 def _training(
-    part: str, seed: int, count: int, english: float, chains: float
+    part: str, seed: int, count: int, english: float, chains: float, prompted: bool
 ) -> Iterator[dict[str, str]]:
     rng = random.Random(f"{part} {seed}")
     phrasings = range(PHRASINGS if part == "pretraining" else ASIDE)
     for i in range(count):
         problem = draw_problem(rng, "training", phrasings)
         if part == "pretraining":
-            language, instruction, response = _document(rng, problem, english, chains)
+            language, instruction, response = _document(rng, problem, english, chains, prompted)
         elif part == "question_pairs":
             language, instruction, response = _pair(problem, OTHERS[i % len(OTHERS)])
+        elif part == "copies":
+            language, instruction, response = _pair(problem, "en")
         elif part == "control":
             language, instruction = OTHERS[i % len(OTHERS)], ""
             response = problem.question(language)
@@ -242,14 +250,16 @@ def _training(
 
 
 def _document(
-    rng: random.Random, problem: Problem, english: float, chains: float
+    rng: random.Random, problem: Problem, english: float, chains: float, prompted: bool
 ) -> tuple[str, str, str]:
     kind = rng.random()
     if kind < chains:
         equations = ["{} {} {} = {}.".format(*step) for step in problem.frame.steps()]
         return "en", "", " ".join(equations)
     language = "en" if kind < english else rng.choice(OTHERS)
-    forms = ("answered", "answered", "solved", "retold") if language == "en" else ("retold", "told")
+    forms = ("retold", "told")
+    if language == "en":
+        forms = ("answered", "answered", "solved", "retold") if prompted else ("solved",)
     form = rng.choice(forms)
     if form == "told":
         return language, "", f"Q: {problem.question(language)}"
@@ -276,7 +286,9 @@ class WordProblems(base.ExamplesBuilder):
     """
 
     name = "word_problems"
-    OPTIONS = {"part": "", "seed": 0, "count": 1000, "english": 0.62, "chains": 0.25}
+    OPTIONS = {
+        "part": "", "seed": 0, "count": 1000, "english": 0.62, "chains": 0.25, "prompted": True,
+    }  # fmt: skip
 
     @property
     def KEYS(self):
