@@ -5,6 +5,7 @@ from absl import flags
 from qalign_jax import cli
 
 _CONFIG = cli.define_recipe()
+flags.declare_key_flag("config")
 _WORKDIR = flags.DEFINE_string(
     "workdir",
     None,

@@ -109,7 +109,7 @@ def test_the_command_adds_output_and_tokens_in_order(stages, tokenizer, prompts,
     assert summary["prompts"] == 4
     assert summary["tokens"] == sum(len(row["tokens"]) for row in rows)
     assert summary["tokens_per_second"] > 0 and summary["seconds"] > 0
-    assert "4/4 prompts" in done.stderr
+    assert "answer 4 of 4" in done.stderr
     assert [path.name for path in output.parent.iterdir()] == ["answers.jsonl"]
 
 

@@ -44,8 +44,14 @@ def test_a_mistake_exits_with_2_and_one_line(arguments, message, tmp_path):
 @pytest.mark.parametrize("module", ["run", "prepare", "generate", "score", "report"])
 def test_help_names_the_flags_and_what_they_take(module, tmp_path):
     ended = command("--help", module=module, cwd=tmp_path)
-    flag = {"run": "--stages", "prepare": "--config", "generate": "--antiexpert"}
-    assert flag.get(module, "--") in ended.stdout and "Traceback" not in ended.stderr
+    flags = {
+        "run": "--config",
+        "prepare": "--config",
+        "generate": "--antiexpert",
+        "score": "--predictions",
+        "report": "--workdir",
+    }
+    assert flags[module] in ended.stdout and "Traceback" not in ended.stderr
 
 
 @pytest.mark.slow
