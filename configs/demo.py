@@ -9,7 +9,7 @@ from qalign_jax.configs import common
 
 NOTES = (
     "The models are pretrained here. Their text holds English problems with worked solutions.",
-    "Stage I replays English pretraining text, a quarter of its examples; without it arithmetic "
+    "Stage I replays worked solutions, a fifth of its examples; without them arithmetic "
     "is forgotten.",
     "The prompt is short: 'Q: ...' and 'A:'. Stage I has no instruction: whatever is asked is "
     "answered by the question in English, English questions included. So a question reads the "

@@ -55,6 +55,18 @@ def test_help_names_the_flags_and_what_they_take(module, tmp_path):
 
 
 @pytest.mark.slow
+def test_the_demo_shortened_runs_through_all_its_stages(tmp_path):
+    ended = command("--config.fast=True", f"--config.cache_dir={tmp_path / 'cache'}", cwd=tmp_path)
+    assert ended.returncode == 0, ended.stderr
+    outcome = json.loads(ended.stdout.splitlines()[-1])
+    assert set(outcome["stages"].values()) == {"done"} and len(outcome["stages"]) == 7
+    systems = {"base", "ralign", "qalign", "large", "large_proxy", "numbers_only"}
+    assert outcome["systems"].keys() == systems
+    assert "non_english" in outcome["systems"]["qalign"]["word_problems"]
+    assert (tmp_path / outcome["report"]).read_text().count("large_proxy") > 1
+
+
+@pytest.mark.slow
 def test_an_installed_wheel_has_its_recipes_and_runs_from_any_folder(tmp_path):
     root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     pip = [sys.executable, "-m", "pip", "--quiet"]
