@@ -6,6 +6,7 @@ A stage's folder holds `model.json` (the model's shape and its prompt template),
 
 import dataclasses
 import json
+import os
 
 import jax
 import jax.numpy as jnp
@@ -37,7 +38,7 @@ class Checkpoints:
 
     def __init__(self, stage_dir, every: int, keep: int = 1):
         self.every = every
-        self._root = epath.Path(stage_dir) / "checkpoints"
+        self._root = _absolute(stage_dir) / "checkpoints"
         self._checkpointer = ocp.training.Checkpointer(
             self._root,
             save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
@@ -100,7 +101,7 @@ def load_model(path, *, mesh: Mesh | None = None, dtype: str | None = None) -> M
     Raises:
       ValueError: there is no model, or a part of it is missing.
     """
-    path = epath.Path(path)
+    path = _absolute(path)
     mesh = mesh or make_mesh("", jax.local_devices()[:1])
     param_dtype = jnp.dtype(dtype or "float32")
     if hf.is_hf_directory(path):
@@ -121,6 +122,12 @@ def load_model(path, *, mesh: Mesh | None = None, dtype: str | None = None) -> M
     logging.info("loading %s at step %d", stage_dir, step)
     loaded = ocp.load_checkpointables(stage_dir / "checkpoints" / str(step), {"params": wanted})
     return Model(config, loaded["params"], load_tokenizer(stage_dir / "tokenizer"), template)
+
+
+def _absolute(path) -> epath.Path:
+    """Orbax takes no relative paths."""
+    path = epath.Path(path)
+    return path if "://" in str(path) else epath.Path(os.path.abspath(path.expanduser()))
 
 
 def _with_dtype(config: LlamaConfig, dtype: str | None) -> LlamaConfig:
