@@ -7,16 +7,7 @@ import pytest
 
 from qalign_jax.data import prompts
 from qalign_jax.data.datasets import load_examples
-
-
-def write_lines(path, lines):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(line + "\n" for line in lines), encoding="utf-8", newline="\n")
-    return path
-
-
-def write_jsonl(path, rows):
-    return write_lines(path, [json.dumps(row, ensure_ascii=False) for row in rows])
+from tests.files import write_jsonl, write_lines
 
 
 def examples(tmp_path, name, path, **options):
