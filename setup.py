@@ -45,6 +45,6 @@ setuptools.setup(
     ],
     extras_require={
         "tpu": ["jax[tpu]"],
-        "test": ["pytest", "ruff", "torch"],
+        "test": ["peft", "pytest", "ruff", "tiktoken", "torch"],
     },
 )

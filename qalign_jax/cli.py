@@ -12,8 +12,10 @@ from ml_collections import config_flags
 DEFAULT_RECIPE = "configs/demo.py"
 
 
-def main(command: Callable[[list[str]], dict]) -> None:
+def main(command: Callable[[list[str]], dict], define_flags: Callable[[], None]) -> None:
     """Runs `command` with the parsed flags and prints what it returns as one line of JSON.
+
+    Flags are defined here and not on import: the functions behind the commands are a library too.
 
     A user's mistake (ValueError, or a flag that does not parse) becomes one line on stderr and
     exit status 2; every other exception keeps its traceback.
@@ -39,12 +41,13 @@ def main(command: Callable[[list[str]], dict]) -> None:
             sys.exit(130)
         print(json.dumps(result, ensure_ascii=False), flush=True)
 
+    define_flags()
     app.run(guarded, flags_parser=_parse)
 
 
-def define_recipe():
-    """Defines --config, a recipe with overrides; its value is the ConfigDict."""
-    return config_flags.DEFINE_config_file(
+def define_recipe() -> None:
+    """Defines --config, a recipe with overrides; its value is a ConfigDict."""
+    config_flags.DEFINE_config_file(
         "config",
         None,  # _parse puts the default in, where a mistake in an override can be told
         "The recipe, a file that returns a ConfigDict, with its argument after a colon: "

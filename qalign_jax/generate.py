@@ -32,29 +32,6 @@ from qalign_jax.parallel.mesh import make_mesh
 from qalign_jax.progress import Progress
 from qalign_jax.training.checkpoints import load_model
 
-_CHECKPOINT = flags.DEFINE_string("checkpoint", None, "The model's directory.", required=True)
-_EXPERT = flags.DEFINE_string("expert", "", "Proxy-tuning: the small model, tuned.")
-_ANTIEXPERT = flags.DEFINE_string("antiexpert", "", "Proxy-tuning: the small model, untuned.")
-_ALPHA = flags.DEFINE_float("alpha", 1.0, "Proxy-tuning: how far to steer.")
-_PROMPTS = flags.DEFINE_string(
-    "prompts", None, "JSON Lines with prompt or question.", required=True
-)
-_OUTPUT = flags.DEFINE_string("output", None, "The JSON Lines file to write.", required=True)
-_MAX_NEW_TOKENS = flags.DEFINE_integer("max_new_tokens", 512, "The most tokens of an answer.")
-_TEMPERATURE = flags.DEFINE_float("temperature", 0.0, "0 is greedy.")
-_TOP_P = flags.DEFINE_float("top_p", 1.0, "Samples among the most probable of this mass.")
-_SEED = flags.DEFINE_integer("seed", 0, "Seed of the samples.")
-_DTYPE = flags.DEFINE_string("dtype", "", "float32 or bfloat16; by default the model's own.")
-_SLOTS = flags.DEFINE_integer("slots", 64, "How many prompts are decoded at once.")
-_TEMPLATE = flags.DEFINE_string(
-    "template",
-    "",
-    "Of questions: paper, short, or a text with {instruction}; by default the (tuned) model's.",
-)
-_MESH = flags.DEFINE_string(
-    "mesh", "", "Such as fsdp:4,tensor:2, to split models and prompts; by default one device."
-)
-
 
 @dataclasses.dataclass(frozen=True)
 class Request:
@@ -222,23 +199,46 @@ def _checksum(params) -> jax.Array:
     return total
 
 
+def define_flags() -> None:
+    flags.DEFINE_string("checkpoint", None, "The model's directory.", required=True)
+    flags.DEFINE_string("expert", "", "Proxy-tuning: the small model, tuned.")
+    flags.DEFINE_string("antiexpert", "", "Proxy-tuning: the small model, untuned.")
+    flags.DEFINE_float("alpha", 1.0, "Proxy-tuning: how far to steer.")
+    flags.DEFINE_string("prompts", None, "JSON Lines with prompt or question.", required=True)
+    flags.DEFINE_string("output", None, "The JSON Lines file to write.", required=True)
+    flags.DEFINE_integer("max_new_tokens", 512, "The most tokens of an answer.")
+    flags.DEFINE_float("temperature", 0.0, "0 is greedy.")
+    flags.DEFINE_float("top_p", 1.0, "Samples among the most probable of this mass.")
+    flags.DEFINE_integer("seed", 0, "Seed of the samples.")
+    flags.DEFINE_string("dtype", "", "float32 or bfloat16; by default the model's own.")
+    flags.DEFINE_integer("slots", 64, "How many prompts are decoded at once.")
+    flags.DEFINE_string(
+        "template",
+        "",
+        "Of questions: paper, short, or a text with {instruction}; by default the (tuned) model's.",
+    )
+    flags.DEFINE_string(
+        "mesh", "", "Such as fsdp:4,tensor:2, to split models and prompts; by default one device."
+    )
+
+
 def _command(_) -> dict:
-    if flags.FLAGS["alpha"].present and not _EXPERT.value:
+    if flags.FLAGS["alpha"].present and not flags.FLAGS.expert:
         raise ValueError("--alpha without --expert: it is for proxy-tuning; give the expert too")
     request = Request(
-        checkpoint=_CHECKPOINT.value,
-        expert=_EXPERT.value,
-        antiexpert=_ANTIEXPERT.value,
-        alpha=_ALPHA.value,
-        max_new_tokens=_MAX_NEW_TOKENS.value,
-        sampling=Sampling(_TEMPERATURE.value, _TOP_P.value, _SEED.value),
-        dtype=_DTYPE.value,
-        template=_TEMPLATE.value,
-        slots=_SLOTS.value,
-        mesh=_MESH.value,
+        checkpoint=flags.FLAGS.checkpoint,
+        expert=flags.FLAGS.expert,
+        antiexpert=flags.FLAGS.antiexpert,
+        alpha=flags.FLAGS.alpha,
+        max_new_tokens=flags.FLAGS.max_new_tokens,
+        sampling=Sampling(flags.FLAGS.temperature, flags.FLAGS.top_p, flags.FLAGS.seed),
+        dtype=flags.FLAGS.dtype,
+        template=flags.FLAGS.template,
+        slots=flags.FLAGS.slots,
+        mesh=flags.FLAGS.mesh,
     )
-    return generate(request, _PROMPTS.value, _OUTPUT.value)
+    return generate(request, flags.FLAGS.prompts, flags.FLAGS.output)
 
 
 if __name__ == "__main__":
-    cli.main(_command)
+    cli.main(_command, define_flags)

@@ -28,9 +28,16 @@ from qalign_jax.evaluation.numbers_only import numbers_only_accuracy
 from qalign_jax.models import hf
 from qalign_jax.models.llama import REMAT_POLICIES
 from qalign_jax.models.presets import preset
+from qalign_jax.models.tensor_files import TensorFiles
 from qalign_jax.parallel import hosts
 from qalign_jax.parallel.mesh import make_mesh
-from qalign_jax.training.checkpoints import Checkpoints, Model, load_model, write_model_card
+from qalign_jax.training.checkpoints import (
+    Checkpoints,
+    Model,
+    describe_model,
+    load_model,
+    stage_and_step,
+)
 from qalign_jax.training.loop import train
 from qalign_jax.training.optimizer import OptimizerConfig, Schedule
 from qalign_jax.training.step import (
@@ -137,7 +144,7 @@ class Recipe:
         try:
             return _cached_build(
                 _frozen(stage.data.to_dict()), self.tokenizer(name),
-                stage.template or self.config.template, stage.length,
+                self._template(name), stage.length,
                 str(self._cache_dir()), self.config.seed, stage.pack,
             )  # fmt: skip
         except ValueError as error:
@@ -193,7 +200,7 @@ class Recipe:
         self._write(name, "packing.json", dict(packed.stats))
         self._record(name, data=packed.fingerprint, tokenizer=tokenizer.fingerprint)
         if jax.process_index() == 0:
-            write_model_card(folder, config, tokenizer, self.config.template)
+            describe_model(folder, config, tokenizer, self._template(name))
 
         optimizer = OptimizerConfig(stage.b1, stage.b2, stage.eps, stage.weight_decay, stage.clip)
         step = make_train_step(config, optimizer, self.mesh, stage.micro_batches)
@@ -294,12 +301,12 @@ class Recipe:
         """A short name of weights that changes when they do."""
         if source == RANDOM:
             return f"{RANDOM} {self.config.seed}"
-        file = epath.Path(self._weights(source)) / "stage.json"
-        if file.exists():
-            return f"{source} {hashlib.sha256(file.read_bytes()).hexdigest()[:16]}"
-        files = sorted(epath.Path(source).glob("*.safetensors"))
-        sizes = [(file.name, file.stat().length) for file in files]
-        return f"{source} {hashlib.sha256(repr(sizes).encode()).hexdigest()[:16]}"
+        path = self._weights(source)
+        if hf.is_hf_directory(path):
+            return f"{source} {TensorFiles(path).identity()}"
+        stage_dir, step = stage_and_step(epath.Path(path))
+        digest = hashlib.sha256((stage_dir / "stage.json").read_bytes() + b"%d" % step)
+        return f"{source} {digest.hexdigest()[:16]}"
 
     def _sources(self, name: str) -> list[str]:
         """The stages and directories whose weights a stage reads."""
@@ -353,9 +360,11 @@ class Recipe:
 
     def _matters(self, name: str) -> dict:
         """The part of the config that shapes what the stage leaves."""
-        shared = {"seed": self.config.seed, "template": self.config.template}
         stage = _without(json.loads(json.dumps(self.config[name].to_dict())), FREE_KEYS)
-        return shared | stage
+        return stage | {"seed": self.config.seed, "template": self._template(name)}
+
+    def _template(self, name: str) -> str:
+        return self.config[name].get("template") or self.config.template
 
     def _check_unchanged(self, name: str) -> None:
         file = self.workdir / name / "stage.json"

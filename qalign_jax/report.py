@@ -10,13 +10,15 @@ from absl import flags
 from qalign_jax import cli
 from qalign_jax.reporting import page
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "The folder of a run.", required=True)
+
+def define_flags() -> None:
+    flags.DEFINE_string("workdir", None, "The folder of a run.", required=True)
 
 
 def _command(argv: list[str]) -> dict[str, Any]:
     del argv
-    return {"workdir": _WORKDIR.value, "report": str(page.write(_WORKDIR.value))}
+    return {"workdir": flags.FLAGS.workdir, "report": str(page.write(flags.FLAGS.workdir))}
 
 
 if __name__ == "__main__":
-    cli.main(_command)
+    cli.main(_command, define_flags)

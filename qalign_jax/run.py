@@ -4,36 +4,40 @@ from absl import flags
 
 from qalign_jax import cli
 
-_CONFIG = cli.define_recipe()
-flags.declare_key_flag("config")
-_WORKDIR = flags.DEFINE_string(
-    "workdir",
-    None,
-    "Where the run keeps everything, a folder or gs://bucket/path; the same command goes on where "
-    "it was stopped. runs/<recipe> by default.",
-)
-_STAGES = flags.DEFINE_list("stages", [], "Run only these stages, for example --stages=evaluation.")
-_COORDINATOR = flags.DEFINE_string(
-    "coordinator", None, "HOST:PORT of process 0, for several hosts that JAX does not find itself."
-)
-_PROCESSES = flags.DEFINE_integer("processes", 1, "How many processes, with --coordinator.")
-_PROCESS = flags.DEFINE_integer("process", 0, "The number of this one, with --coordinator.")
+
+def define_flags() -> None:
+    cli.define_recipe()
+    flags.declare_key_flag("config")
+    flags.DEFINE_string(
+        "workdir",
+        None,
+        "Where the run keeps everything, a folder or gs://bucket/path; the same command goes on "
+        "where it was stopped. runs/<recipe> by default.",
+    )
+    flags.DEFINE_list("stages", [], "Run only these stages, for example --stages=evaluation.")
+    flags.DEFINE_string(
+        "coordinator",
+        None,
+        "HOST:PORT of process 0, for several hosts that JAX does not find itself.",
+    )
+    flags.DEFINE_integer("processes", 1, "How many processes, with --coordinator.")
+    flags.DEFINE_integer("process", 0, "The number of this one, with --coordinator.")
 
 
 def run(argv: list[str]) -> dict:
     """Runs the recipe and writes its report; returns what the last line of stdout says."""
     from qalign_jax.parallel import hosts
 
-    hosts.initialize(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
+    hosts.initialize(flags.FLAGS.coordinator, flags.FLAGS.processes, flags.FLAGS.process)
 
     import jax
 
     from qalign_jax.recipe import Recipe
     from qalign_jax.reporting import page, tables
 
-    config = _CONFIG.value
-    workdir = _WORKDIR.value or f"runs/{config.name}"
-    outcome = Recipe(config, workdir, _STAGES.value).run()
+    config = flags.FLAGS.config
+    workdir = flags.FLAGS.workdir or f"runs/{config.name}"
+    outcome = Recipe(config, workdir, flags.FLAGS.stages).run()
     report = None
     if jax.process_index() == 0:
         report = str(page.write(workdir))
@@ -43,4 +47,4 @@ def run(argv: list[str]) -> dict:
 
 
 if __name__ == "__main__":
-    cli.main(run)
+    cli.main(run, define_flags)

@@ -19,16 +19,6 @@ from qalign_jax import cli
 from qalign_jax.evaluation import benchmarks, records, scores
 from qalign_jax.reporting import tables
 
-_BENCHMARK = flags.DEFINE_string(
-    "benchmark", None, f"One of {', '.join(benchmarks.BENCHMARKS)}.", required=True
-)
-_PREDICTIONS = flags.DEFINE_string(
-    "predictions",
-    None,
-    "JSON Lines file with output and answer, and language where there are several.",
-    required=True,
-)
-
 
 def score(benchmark_name: str, path: str | os.PathLike) -> dict[str, Any]:
     """{"benchmark", "n", "accuracy": {..}, "sound": {..}} of a predictions file, in percent.
@@ -123,10 +113,22 @@ def _accuracies(correct, benchmark) -> dict[str, float]:
     return accuracies
 
 
+def define_flags() -> None:
+    flags.DEFINE_string(
+        "benchmark", None, f"One of {', '.join(benchmarks.BENCHMARKS)}.", required=True
+    )
+    flags.DEFINE_string(
+        "predictions",
+        None,
+        "JSON Lines file with output and answer, and language where there are several.",
+        required=True,
+    )
+
+
 def _command(argv: list[str]) -> dict[str, Any]:
     del argv
 
-    result = score(_BENCHMARK.value, _PREDICTIONS.value)
+    result = score(flags.FLAGS.benchmark, flags.FLAGS.predictions)
     shown = {
         "paper's reader": {result["benchmark"]: result["accuracy"]},
         "sound reader": {result["benchmark"]: result["sound"]},
@@ -136,4 +138,4 @@ def _command(argv: list[str]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    cli.main(_command)
+    cli.main(_command, define_flags)

@@ -16,7 +16,7 @@ from qalign_jax.decoding.sampling import Sampling
 from qalign_jax.generate import Request, generate, read_prompts
 from qalign_jax.models.llama import LlamaConfig, init_params
 from qalign_jax.parallel.mesh import make_mesh
-from qalign_jax.training.checkpoints import Checkpoints, write_model_card
+from qalign_jax.training.checkpoints import Checkpoints, describe_model
 from qalign_jax.training.optimizer import OptimizerConfig
 from qalign_jax.training.step import init_state
 from tests.reference import to_transformers
@@ -61,7 +61,7 @@ def stages(tmp_path_factory, tokenizer):
     mesh = make_mesh("", jax.devices()[:1])
     folders = [root / name for name in ("large", "expert", "antiexpert")]
     for seed, folder in enumerate(folders):
-        write_model_card(folder, CONFIG, tokenizer, "short")
+        describe_model(folder, CONFIG, tokenizer, "short")
         checkpoints = Checkpoints(folder, every=1)
         state = init_state(CONFIG, OptimizerConfig(), mesh, params=params_of(seed))
         checkpoints.save(1, state, final=True)
@@ -184,9 +184,7 @@ def test_an_interrupted_run_goes_on_where_it_stopped(stages, prompts, tmp_path, 
 
 def test_models_that_read_prompts_differently_are_refused(stages, prompts, tmp_path):
     train_sentencepiece(["ganz andere Stücke"] * 9, 290, tmp_path / "tokenizer.model")
-    write_model_card(
-        tmp_path / "odd", CONFIG, load_tokenizer(tmp_path / "tokenizer.model"), "short"
-    )
+    describe_model(tmp_path / "odd", CONFIG, load_tokenizer(tmp_path / "tokenizer.model"), "short")
     (tmp_path / "odd" / "checkpoints").symlink_to(f"{stages[1]}/checkpoints")
     request = Request(stages[0], str(tmp_path / "odd"), stages[2])
     with pytest.raises(ValueError, match="read the prompts differently"):

@@ -5,11 +5,11 @@ import hashlib
 import io
 import json
 import os
-import pathlib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 
 import sentencepiece
+from etils import epath
 
 # What belongs to a tokenizer in a model's directory, kept so that `save` gives it back.
 _FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json")
@@ -39,9 +39,17 @@ class Tokenizer(abc.ABC):
     def decode(self, ids: Sequence[int]) -> str:
         """The text; special ids and ids beyond the vocabulary (a padded head's) are left out."""
 
+    def hugging_face_files(self) -> dict[str, bytes]:
+        """The files from which transformers' AutoTokenizer splits as this tokenizer does.
+
+        Raises:
+          ValueError: there are none (tokenizer_json.py).
+        """
+        return dict(self.files)
+
     def save(self, directory: str | os.PathLike) -> None:
         """Writes the files from which `load_tokenizer(directory)` gives the same tokenizer."""
-        directory = pathlib.Path(directory)
+        directory = epath.Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
         for name, content in self.files.items():
             (directory / name).write_bytes(content)
@@ -78,6 +86,12 @@ class SentencePieceTokenizer(Tokenizer):
 
     def encode_batch(self, texts):
         return self._processor.encode(list(texts), out_type=int, num_threads=os.cpu_count() or 1)
+
+    def hugging_face_files(self):
+        from qalign_jax.data.tokenizer_json import from_sentencepiece  # for those who leave
+
+        made = from_sentencepiece(self.files["tokenizer.model"])
+        return {"tokenizer.model": self.files["tokenizer.model"]} | made
 
     def decode(self, ids):
         known = [int(i) for i in ids if 0 <= i < self.vocab_size and self._text_ids[i]]
@@ -132,7 +146,7 @@ def load_tokenizer(path: str | os.PathLike) -> Tokenizer:
     Raises:
       ValueError: nothing there, or not a tokenizer that this package reads.
     """
-    path = pathlib.Path(path)
+    path = epath.Path(path)
     if path.is_file():
         if path.suffix == ".json":
             return load_tokenizer(path.parent)
@@ -183,14 +197,14 @@ def train_sentencepiece(
             f"a vocabulary of {vocab_size} pieces cannot be trained on these texts: {error}; "
             "ask for fewer pieces or give more text"
         ) from None
-    path = pathlib.Path(path)
+    path = epath.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f"{path.name}.{os.getpid()}")
     aside.write_bytes(written.getvalue())
     aside.replace(path)
 
 
-def _special(directory: pathlib.Path, kind: str) -> int | str:
+def _special(directory: epath.Path, kind: str) -> int | str:
     """BOS or EOS of a Hugging Face directory: a token, or (from config.json) an id."""
     for name in ("tokenizer_config.json", "special_tokens_map.json", "config.json"):
         file = directory / name

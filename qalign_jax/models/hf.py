@@ -1,23 +1,25 @@
-"""Hugging Face directories: config.json and safetensors, read straight into shards.
+"""Hugging Face directories: config.json and safetensors, read into shards and written back.
 
-`WEIGHTS` is the whole mapping. A torch weight is [outputs, inputs]; ours is [inputs, outputs] with
-the heads as axes of their own, and layers stacked in front. RoPE is half-split in both, so nothing
-is permuted.
+`WEIGHTS` is the whole mapping, for both directions. A torch weight is [outputs, inputs]; ours is
+[inputs, outputs] with the heads as axes of their own, and layers stacked in front. RoPE is
+half-split in both, so nothing is permuted.
 """
 
+import functools
 import json
-from collections.abc import Callable
+import math
+from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from etils import epath
 from jax.sharding import Mesh
-from safetensors import SafetensorError, safe_open
 
 from qalign_jax.models.attention import RopeScaling
 from qalign_jax.models.llama import LlamaConfig, abstract_params
 from qalign_jax.parallel.mesh import sharding_of
+from qalign_jax.progress import Progress
 
 # our parameter -> the name there ({} is the layer), and how many of our axes are its inputs
 # (None: not a matrix product, stored as it is)
@@ -37,6 +39,19 @@ WEIGHTS: dict[tuple[str, ...], tuple[str, int | None]] = {
 }
 
 
+# Buffers that old releases saved beside the weights; they follow from config.json.
+BUFFERS = ("rotary_emb.inv_freq", "attn.bias", "attn.masked_bias")
+
+# What config.json may say that this model does not compute: key -> the value that is meant here.
+MUST_BE = {
+    "hidden_act": "silu",
+    "attention_bias": False,
+    "mlp_bias": False,
+    "quantization_config": None,
+    "partial_rotary_factor": 1.0,
+}
+
+
 def is_hf_directory(path) -> bool:
     """Whether `path` holds a Hugging Face model."""
     return (epath.Path(path) / "config.json").exists()
@@ -46,34 +61,109 @@ def read_config(path) -> LlamaConfig:
     """The model's shape from config.json of transformers 4 or 5.
 
     Raises:
-      ValueError: an architecture or a rope type that is not of the LLaMA family, or missing keys.
+      ValueError: an architecture or a setting that is not of the LLaMA family, or missing keys.
     """
-    file = epath.Path(path) / "config.json"
-    try:
-        raw = json.loads(file.read_text())
-    except (OSError, json.JSONDecodeError) as error:
-        raise ValueError(f"{file}: cannot be read as JSON ({error})") from None
+    file, raw = epath.Path(path) / "config.json", _read_json(path)
+    if "stages" in raw:
+        raise ValueError(f"{path} is a run's workdir; name one of its stages: {path}/<stage>")
     kind = raw.get("model_type")
     if kind not in ("llama", "mistral"):
         raise ValueError(f"{file}: model_type is {kind!r}; llama and mistral are known")
+    for key, meant in MUST_BE.items():
+        if raw.get(key, meant) not in (meant, None):
+            raise ValueError(f"{file}: {key} is {raw[key]!r}; only {meant!r} is known here")
+    number = functools.partial(_number, file, raw)
+    heads, d_model = number("num_attention_heads"), number("hidden_size")
+    return LlamaConfig(
+        vocab_size=number("vocab_size"),
+        d_model=d_model,
+        n_layers=number("num_hidden_layers"),
+        n_heads=heads,
+        n_kv_heads=number("num_key_value_heads", heads),
+        d_ff=number("intermediate_size"),
+        head_size=number("head_dim", d_model // heads),
+        max_length=number("max_position_embeddings", 4096),
+        norm_eps=float(raw.get("rms_norm_eps", 1e-6)),
+        sliding_window=number("sliding_window", 0) if kind == "mistral" else 0,
+        tied=bool(raw.get("tie_word_embeddings", False)),
+        **_read_rope(file, raw),
+    )
+
+
+def read_template(path) -> str:
+    """The prompt template of a model that was trained here; the paper's where nothing is said."""
+    return _read_json(path).get("prompt_template", "paper")
+
+
+def config_json(config: LlamaConfig, dtype, tokenizer, template: str) -> dict:
+    """config.json of a model of ours, as transformers 4 and 5 read it.
+
+    Both spellings are written where they differ (`rope_theta` and `rope_scaling` of 4,
+    `rope_parameters` of 5; `torch_dtype` and `dtype`).
+    """
+    mistral = config.sliding_window > 0
+    raw = {
+        "architectures": ["MistralForCausalLM" if mistral else "LlamaForCausalLM"],
+        "model_type": "mistral" if mistral else "llama",
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.d_model,
+        "intermediate_size": config.d_ff,
+        "num_hidden_layers": config.n_layers,
+        "num_attention_heads": config.n_heads,
+        "num_key_value_heads": config.n_kv_heads,
+        "head_dim": config.head_size,
+        "max_position_embeddings": config.max_length,
+        "rms_norm_eps": config.norm_eps,
+        "rope_theta": config.rope_theta,
+        "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_theta},
+        "tie_word_embeddings": config.tied,
+        "hidden_act": "silu",
+        "initializer_range": config.init_scale,
+        "use_cache": True,
+        "bos_token_id": tokenizer.bos_id,
+        "eos_token_id": tokenizer.eos_id,
+        "dtype": jnp.dtype(dtype).name,
+        "torch_dtype": jnp.dtype(dtype).name,
+        "prompt_template": template,
+    }
+    if mistral:
+        raw["sliding_window"] = config.sliding_window
+    else:
+        raw |= {"attention_bias": False, "mlp_bias": False}
+    if config.rope_scaling is not None:
+        scaling = config.rope_scaling
+        rope = {"rope_type": scaling.kind, "factor": scaling.factor}
+        if scaling.kind == "llama3":
+            rope |= {
+                "low_freq_factor": scaling.low_freq_factor,
+                "high_freq_factor": scaling.high_freq_factor,
+                "original_max_position_embeddings": scaling.original_max_length,
+            }
+        raw["rope_scaling"] = rope | {"type": scaling.kind}  # the older key of transformers 4
+        raw["rope_parameters"] = rope | {"rope_theta": config.rope_theta}
+    return raw
+
+
+def _read_json(path) -> dict:
+    file = epath.Path(path) / "config.json"
     try:
-        heads = raw["num_attention_heads"]
-        return LlamaConfig(
-            vocab_size=raw["vocab_size"],
-            d_model=raw["hidden_size"],
-            n_layers=raw["num_hidden_layers"],
-            n_heads=heads,
-            n_kv_heads=raw.get("num_key_value_heads") or heads,
-            d_ff=raw["intermediate_size"],
-            head_size=raw.get("head_dim") or raw["hidden_size"] // heads,
-            max_length=raw.get("max_position_embeddings", 4096),
-            norm_eps=raw.get("rms_norm_eps", 1e-6),
-            sliding_window=(raw.get("sliding_window") or 0) if kind == "mistral" else 0,
-            tied=raw.get("tie_word_embeddings", False),
-            **_read_rope(file, raw),
-        )
-    except KeyError as error:
-        raise ValueError(f"{file}: the key {error} is missing") from None
+        raw = json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{file}: cannot be read as JSON ({error})") from None
+    if not isinstance(raw, dict):
+        raise ValueError(f"{file}: expected an object, found {type(raw).__name__}")
+    return raw
+
+
+def _number(file, raw: dict, key: str, default: int | None = None) -> int:
+    value = raw.get(key)
+    if value is None:
+        value = default
+    if value is None:
+        raise ValueError(f"{file}: the key {key!r} is missing")
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise ValueError(f"{file}: {key} is {value!r}; expected a whole number")
+    return value
 
 
 def _read_rope(file, raw: dict) -> dict:
@@ -96,128 +186,156 @@ def _read_rope(file, raw: dict) -> dict:
     raise ValueError(f"{file}: rope type {kind!r}; default, linear and llama3 are known")
 
 
-def read_params(path, config: LlamaConfig, mesh: Mesh, dtype=jnp.float32):
-    """The parameters of a Hugging Face directory, sharded over `mesh`.
-
-    Each device's part is read by itself from the files, so the host never holds more than one.
+def check(tensors, config: LlamaConfig) -> None:
+    """Compares the names and shapes of a directory's tensors with those that config.json makes.
 
     Raises:
-      ValueError: a tensor that is missing, has another shape, or lies in a broken file.
+      ValueError: naming a tensor that is missing, not the model's, or of another shape.
     """
-    tensors = _Tensors(path)
-    shapes, axes = abstract_params(config)
-    names = {key: WEIGHTS[tuple(part.key for part in key)] for key, _ in _leaves(shapes)}
-    readers = {}
-    for key, leaf in _leaves(shapes):
-        name, inputs = names[key]
-        stacked = "{}" in name
-        shape = leaf.shape[1:] if stacked else leaf.shape
-        readers[key] = _reader(tensors, name, shape, inputs, stacked, config, leaf.shape)
-    flat, structure = jax.tree_util.tree_flatten_with_path(shapes)
-    axes = jax.tree.leaves(axes, is_leaf=lambda x: isinstance(x, tuple))
-    arrays = [
-        jax.make_array_from_callback(
-            leaf.shape,
-            sharding_of(mesh, leaf_axes),
-            lambda index, read=readers[key]: read(index).astype(dtype),
+    where, wanted = tensors.directory, tensor_shapes(config)
+    missing = [name for name in wanted if name not in tensors.entries]
+    if missing:
+        raise ValueError(f"{where}: the tensor {missing[0]} is missing{_more(missing)}")
+    known = {*wanted, WEIGHTS["head", "kernel"][0]}  # tied models may save their head all the same
+    unknown = [name for name in tensors.entries if name not in known and not name.endswith(BUFFERS)]
+    if unknown:
+        raise ValueError(
+            f"{where}: the tensor {unknown[0]}{_more(unknown)} is not one of a "
+            f"{config.n_layers}-layer LLaMA; left out, it would be another model"
         )
-        for (key, leaf), leaf_axes in zip(flat, axes)
-    ]
-    return jax.tree.unflatten(structure, arrays)
-
-
-def _leaves(tree):
-    return jax.tree_util.tree_flatten_with_path(tree)[0]
-
-
-def _reader(tensors, name, shape, inputs, stacked, config, full) -> Callable:
-    """A function from an index of our whole array (a tuple of slices) to its values."""
-    padded = config.padded_vocab
-    published = tuple(config.vocab_size if n == padded else n for n in shape)
-    expected = published
-    if inputs is not None:
-        expected = (int(np.prod(published[inputs:])), int(np.prod(published[:inputs])))
-    layers = range(full[0]) if stacked else [0]
-    for layer in layers:
-        tensors.check(name.format(layer), expected)
-
-    def read(index):
-        index = [range(*part.indices(n)) for part, n in zip(index, full)]
-        wanted = index[1:] if stacked else index
-        parts = [
-            _part(tensors, name.format(i), wanted, shape, published, inputs)
-            for i in (index[0] if stacked else [0])
-        ]
-        return np.stack(parts) if stacked else parts[0]
-
-    return read
-
-
-def _part(tensors, name, wanted, shape, published, inputs):
-    """One layer's values at `wanted` ranges; rows that only pad the vocabulary are zeros."""
-    real = [range(part.start, min(part.stop, limit)) for part, limit in zip(wanted, published)]
-    if inputs is None:
-        values = tensors.read(name, *(slice(r.start, max(r.start, r.stop)) for r in real))
-    else:
-        columns, rows = (
-            _flat(real[:inputs], published[:inputs]),
-            _flat(real[inputs:], published[inputs:]),
-        )
-        values = tensors.read(name, rows, columns).T.reshape([max(0, len(r)) for r in real])
-    padding = [(0, len(part) - max(0, len(r))) for part, r in zip(wanted, real)]
-    return np.pad(values, padding) if any(after for _, after in padding) else values
-
-
-def _flat(ranges, sizes) -> slice:
-    """The flat rows of (heads, head_size): only the first axis is ever split."""
-    inner = int(np.prod(sizes[1:]))
-    return slice(ranges[0].start * inner, max(ranges[0].start, ranges[0].stop) * inner)
-
-
-class _Tensors:
-    """The tensors of a directory by name, over one file or many with an index."""
-
-    def __init__(self, path):
-        self.path = epath.Path(path)
-        index = self.path / "model.safetensors.index.json"
-        single = self.path / "model.safetensors"
-        if index.exists():
-            files = json.loads(index.read_text())["weight_map"]
-        elif single.exists():
-            files = dict.fromkeys(self._open(single.name).keys(), single.name)
-        else:
-            raise ValueError(
-                f"{self.path}: there is no model.safetensors and no index of several; a "
-                "pytorch_model.bin is never unpickled here, save the model as safetensors first"
-            )
-        self._files = files
-        self._handles = {}
-
-    def _open(self, file: str):
-        try:
-            return safe_open(str(self.path / file), "numpy")
-        except (OSError, SafetensorError) as error:
-            raise ValueError(f"{self.path / file}: cannot be read ({error})") from None
-
-    def _slice(self, name: str):
-        if name not in self._files:
-            raise ValueError(f"{self.path}: the tensor {name} is missing")
-        file = self._files[name]
-        if file not in self._handles:
-            self._handles[file] = self._open(file)
-        try:
-            return self._handles[file].get_slice(name)
-        except SafetensorError as error:
-            raise ValueError(
-                f"{self.path / file}: the tensor {name} is not in it ({error})"
-            ) from None
-
-    def check(self, name: str, shape: tuple[int, ...]) -> None:
-        found = tuple(self._slice(name).get_shape())
+    for name, shape in wanted.items():
+        found = tensors.entries[name].shape
         if found != shape:
             raise ValueError(
-                f"{self.path}: the tensor {name} has shape {found}, config.json makes it {shape}"
+                f"{where}: the tensor {name} has shape {found}, config.json makes it {shape}"
             )
 
-    def read(self, name: str, *index: slice) -> np.ndarray:
-        return np.asarray(self._slice(name)[index])
+
+def stored_dtype(tensors) -> np.dtype:
+    """The dtype of the weights, the widest where they differ: nothing is lost in it."""
+    return functools.reduce(jnp.promote_types, {entry.dtype for entry in tensors.entries.values()})
+
+
+def tensor_shapes(config: LlamaConfig) -> dict[str, tuple[int, ...]]:
+    """Name -> shape of every tensor that the model has there, in the order of the layers."""
+    shapes = {}
+    for name, (key, _) in _names(config).items():
+        shape, inputs = _published(config, key), WEIGHTS[key][1]
+        if inputs is not None:
+            shape = (math.prod(shape[inputs:]), math.prod(shape[:inputs]))
+        shapes[name] = shape
+    return shapes
+
+
+def read_params(tensors, config: LlamaConfig, mesh: Mesh, dtype=jnp.float32):
+    """The parameters of a directory, sharded over `mesh`, cast to `dtype`.
+
+    A tensor is read once, its parts go to their devices, and it is forgotten: beside what its
+    devices hold a host needs one tensor and the parts in flight, at most two tensors.
+
+    Args:
+      tensors: TensorFiles, or an adapter over them (models/lora.py).
+
+    Raises:
+      ValueError: as `check`, before any device is used.
+    """
+    check(tensors, config)
+    shapes, axes = abstract_params(config)
+    params = jax.tree.map(lambda _: None, shapes)
+    names = _names(config)
+    progress = Progress(f"reading {tensors.directory.name}", len(names), unit="tensor")
+    for name in tensors.entries:
+        if name not in names:
+            continue
+        key, layer = names[name]
+        whole, leaf_axes = _leaf(shapes, key), _leaf(axes, key)
+        shape = whole.shape if layer is None else whole.shape[1:]
+        values = _to_ours(tensors.read(name), shape, WEIGHTS[key][1])
+        sharding = sharding_of(mesh, leaf_axes if layer is None else leaf_axes[1:])
+        part = jax.make_array_from_callback(shape, sharding, lambda index, v=values: v[index])
+        parent = _leaf(params, key[:-1])
+        if layer is None:
+            parent[key[-1]] = part.astype(dtype)
+        else:
+            sharding = sharding_of(mesh, leaf_axes)
+            if parent[key[-1]] is None:
+                parent[key[-1]] = jnp.zeros(whole.shape, dtype, device=sharding)
+            parent[key[-1]] = _insert(sharding)(parent[key[-1]], part, layer)
+        parent[key[-1]].block_until_ready()  # or the host would run ahead, its tensors in tow
+        del part, values
+        progress.add()
+    progress.close()
+    return params
+
+
+def tensors_of(params, config: LlamaConfig) -> Iterator[tuple[str, np.ndarray]]:
+    """(name, values) of every tensor in the order of `tensor_shapes`, one in memory at a time."""
+    names = _names(config)
+    progress = Progress("writing", len(names), unit="tensor")
+    for name, (key, layer) in names.items():
+        array = _leaf(params, key)
+        if layer is not None:
+            array = _take(array, layer)
+        shape, inputs = _published(config, key), WEIGHTS[key][1]
+        values = np.asarray(array)[tuple(slice(size) for size in shape)]
+        if inputs is not None:
+            values = values.reshape(math.prod(shape[:inputs]), -1).T
+        yield name, values
+        progress.add()
+    progress.close()
+
+
+def _names(config: LlamaConfig) -> dict[str, tuple[tuple[str, ...], int | None]]:
+    """Name there -> our parameter and, in the stack of layers, which one."""
+    names = {}
+    for key, (name, _) in WEIGHTS.items():
+        if key == ("head", "kernel") and config.tied:
+            continue
+        if "{}" in name:
+            names |= {name.format(layer): (key, layer) for layer in range(config.n_layers)}
+        else:
+            names[name] = (key, None)
+    # by layer, as the released checkpoints have them: the reader's host then forgets file by file
+    return dict(sorted(names.items(), key=lambda item: -1 if item[1][1] is None else item[1][1]))
+
+
+def _leaf(tree, key: tuple[str, ...]):
+    for part in key:
+        tree = tree[part]
+    return tree
+
+
+def _published(config: LlamaConfig, key: tuple[str, ...]) -> tuple[int, ...]:
+    """The shape of our parameter, in one layer, without the padding of the vocabulary."""
+    shapes, axes = abstract_params(config)
+    return tuple(
+        config.vocab_size if axis.startswith("vocab") else size
+        for size, axis in zip(_leaf(shapes, key).shape, _leaf(axes, key))
+        if axis != "layers"
+    )
+
+
+def _to_ours(values: np.ndarray, shape: tuple[int, ...], inputs: int | None) -> np.ndarray:
+    """A tensor as [inputs..., outputs...]; rows that only pad the vocabulary are zeros."""
+    if inputs is not None:
+        values = values.T
+    if values.size == math.prod(shape):
+        return values.reshape(shape)
+    return np.pad(values, [(0, padded - size) for padded, size in zip(shape, values.shape)])
+
+
+@functools.cache
+def _insert(sharding):
+    def insert(whole, part, layer):
+        return jax.lax.dynamic_update_index_in_dim(whole, part.astype(whole.dtype), layer, 0)
+
+    return jax.jit(insert, donate_argnums=0, out_shardings=sharding)
+
+
+@jax.jit
+def _take(array, layer):
+    return jax.lax.dynamic_index_in_dim(array, layer, 0, keepdims=False)
+
+
+def _more(names: list[str]) -> str:
+    return f" (and {len(names) - 1} more)" if len(names) > 1 else ""

@@ -9,18 +9,20 @@ import json
 import os
 
 import jax
-import jax.numpy as jnp
 from absl import logging
 from etils import epath
 from jax.sharding import Mesh
 from orbax.checkpoint import v1 as ocp
 
 from qalign_jax.data.tokenizer import load_tokenizer
-from qalign_jax.models import hf
+from qalign_jax.models import hf, lora
 from qalign_jax.models.attention import RopeScaling
 from qalign_jax.models.llama import LlamaConfig, abstract_params
+from qalign_jax.models.tensor_files import TensorFiles
 from qalign_jax.parallel.mesh import make_mesh, sharding_of
 from qalign_jax.training.step import TrainState
+
+STORED = "stored"  # the weights' dtype on disk
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,7 +81,7 @@ class Checkpoints:
         self._checkpointer.close()
 
 
-def write_model_card(stage_dir, config: LlamaConfig, tokenizer, template: str) -> None:
+def describe_model(stage_dir, config: LlamaConfig, tokenizer, template: str) -> None:
     """Writes what is needed beside the weights to use them: shape, template, tokenizer."""
     stage_dir = epath.Path(stage_dir)
     stage_dir.mkdir(parents=True, exist_ok=True)
@@ -88,7 +90,15 @@ def write_model_card(stage_dir, config: LlamaConfig, tokenizer, template: str) -
     tokenizer.save(stage_dir / "tokenizer")
 
 
-def load_model(path, *, mesh: Mesh | None = None, dtype: str | None = None) -> Model:
+def save_model(stage_dir, model: Model) -> None:
+    """Writes a model as a finished stage leaves it, its weights as step 0 in their own dtype."""
+    describe_model(stage_dir, model.config, model.tokenizer, model.template)
+    ocp.save_checkpointables(_absolute(stage_dir) / "checkpoints" / "0", {"params": model.params})
+
+
+def load_model(
+    path, *, mesh: Mesh | None = None, dtype: str | None = None, param_dtype: str | None = None
+) -> Model:
     """Loads a stage's folder of ours, one of its checkpoints, or a Hugging Face directory.
 
     Args:
@@ -97,21 +107,35 @@ def load_model(path, *, mesh: Mesh | None = None, dtype: str | None = None) -> M
         process's first device.
       dtype: the weights' dtype in memory and of the arithmetic; by default the stored weights as
         f32, with the model's own arithmetic.
+      param_dtype: the weights' dtype in memory where it is another; "stored" is that on disk.
 
     Raises:
       ValueError: there is no model, or a part of it is missing.
     """
     path = _absolute(path)
     mesh = mesh or make_mesh("", jax.local_devices()[:1])
-    param_dtype = jnp.dtype(dtype or "float32")
+    param_dtype = param_dtype or dtype or "float32"
     if hf.is_hf_directory(path):
-        config = _with_dtype(hf.read_config(path), dtype)
-        tokenizer = load_tokenizer(path)
-        return Model(config, hf.read_params(path, config, mesh, param_dtype), tokenizer, "paper")
-    stage_dir, step = _stage_and_step(path)
+        config, tokenizer = _with_dtype(hf.read_config(path), dtype), load_tokenizer(path)
+        tensors = TensorFiles(path)
+        if param_dtype == STORED:
+            param_dtype = hf.stored_dtype(tensors)
+        params = hf.read_params(tensors, config, mesh, param_dtype)
+        return Model(config, params, tokenizer, hf.read_template(path))
+    if lora.is_adapter(path):
+        raise ValueError(
+            f"{path} is a LoRA adapter; merge it first: python -m qalign_jax.convert "
+            f"--source=BASE --adapter={path} --target=DIR"
+        )
+    stage_dir, step = stage_and_step(path)
     config, template = _read_card(stage_dir)
     config = _with_dtype(config, dtype)
     shapes, axes = abstract_params(config)
+    step_dir = stage_dir / "checkpoints" / str(step)
+    if param_dtype == STORED:
+        param_dtype = (
+            ocp.checkpointables_metadata(step_dir).metadata["params"]["norm"]["scale"].dtype
+        )
     wanted = jax.tree.map(
         lambda leaf, leaf_axes: jax.ShapeDtypeStruct(
             leaf.shape, param_dtype, sharding=sharding_of(mesh, leaf_axes)
@@ -120,7 +144,7 @@ def load_model(path, *, mesh: Mesh | None = None, dtype: str | None = None) -> M
         axes,
     )
     logging.info("loading %s at step %d", stage_dir, step)
-    loaded = ocp.load_checkpointables(stage_dir / "checkpoints" / str(step), {"params": wanted})
+    loaded = ocp.load_checkpointables(step_dir, {"params": wanted})
     return Model(config, loaded["params"], load_tokenizer(stage_dir / "tokenizer"), template)
 
 
@@ -142,8 +166,12 @@ def _read_card(stage_dir) -> tuple[LlamaConfig, str]:
     return LlamaConfig(**shape), card["template"]
 
 
-def _stage_and_step(path) -> tuple[epath.Path, int]:
-    """From a stage's folder, its checkpoints/ or one step of them."""
+def stage_and_step(path) -> tuple[epath.Path, int]:
+    """A stage's folder and its newest step, from the folder, its checkpoints/ or one step of them.
+
+    Raises:
+      ValueError: there is no such thing, or no step is complete.
+    """
     above = (path, path.parent, path.parent.parent)
     stage_dir = next((folder for folder in above if (folder / "model.json").exists()), None)
     if stage_dir is None:

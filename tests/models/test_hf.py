@@ -1,50 +1,20 @@
 """Hugging Face directories load as the models that they are."""
 
 import json
-import shutil
+import subprocess
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import safetensors.numpy
 import torch
-import transformers
 
 from qalign_jax.models import hf
 from qalign_jax.models.llama import Llama
 from qalign_jax.parallel.mesh import make_mesh
 from qalign_jax.training.checkpoints import load_model
-
-SIZES = dict(
-    vocab_size=421, hidden_size=64, intermediate_size=160, num_hidden_layers=3,
-    num_attention_heads=8, num_key_value_heads=4, max_position_embeddings=128,
-)  # fmt: skip
-LLAMA3_ROPE = {
-    "rope_type": "llama3", "rope_theta": 500_000.0, "factor": 8.0, "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0, "original_max_position_embeddings": 32,
-}  # fmt: skip
-KINDS = {
-    "llama": (transformers.LlamaConfig, transformers.LlamaForCausalLM, {}),
-    "llama3": (
-        transformers.LlamaConfig, transformers.LlamaForCausalLM, {"rope_parameters": LLAMA3_ROPE}
-    ),
-    "mistral": (
-        transformers.MistralConfig, transformers.MistralForCausalLM, {"sliding_window": 5}
-    ),
-    "tied": (
-        transformers.LlamaConfig, transformers.LlamaForCausalLM, {"tie_word_embeddings": True}
-    ),
-}  # fmt: skip
-
-
-def save(kind, path, model_file, **how):
-    config_class, model_class, changes = KINDS[kind]
-    torch.manual_seed(0)
-    config = config_class(**SIZES | changes, initializer_range=0.1, attn_implementation="eager")
-    model = model_class(config).eval()
-    model.save_pretrained(path, **how)
-    shutil.copy(model_file, path / "tokenizer.model")
-    return model
+from tests.hugging_face import KINDS, LLAMA3_ROPE, SIZES, save
 
 
 def assert_same_logits(path, model, mesh=None):
@@ -56,7 +26,8 @@ def assert_same_logits(path, model, mesh=None):
     )
     with torch.no_grad():
         expected = model(input_ids=torch.from_numpy(tokens)).logits.numpy()
-    np.testing.assert_allclose(np.asarray(logits)[..., :421], expected, atol=1e-4)
+    published = np.asarray(logits)[..., : loaded.config.vocab_size]
+    np.testing.assert_allclose(published, expected, atol=1e-4)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -66,7 +37,7 @@ def test_a_saved_model_has_its_logits_here(kind, tmp_path, model_file):
 
 
 def test_many_files_load_onto_a_mesh_and_each_device_holds_its_part(tmp_path, model_file):
-    model = save("llama", tmp_path, model_file, max_shard_size="100KB")
+    model = save("llama2_7b", tmp_path, model_file, max_shard_size="100KB")
     assert (tmp_path / "model.safetensors.index.json").exists()
     mesh = make_mesh("fsdp:2,tensor:4")
     assert_same_logits(tmp_path, model, mesh)
@@ -75,7 +46,7 @@ def test_many_files_load_onto_a_mesh_and_each_device_holds_its_part(tmp_path, mo
 
 
 def test_bf16_weights_load_exactly(tmp_path, model_file):
-    model = save("llama", tmp_path, model_file).bfloat16()
+    model = save("llama2_7b", tmp_path, model_file).bfloat16()
     model.save_pretrained(tmp_path)
     loaded = load_model(tmp_path)
     expected = model.model.layers[1].mlp.gate_proj.weight.detach().float().numpy().T
@@ -90,26 +61,95 @@ def test_config_of_transformers_4_with_scaled_rope_is_read(tmp_path):
     assert config.rope_theta == 500_000.0 and config.rope_scaling.original_max_length == 32
 
 
-def test_what_is_wrong_with_a_directory_is_named(tmp_path, model_file):
-    save("llama", tmp_path, model_file)
-    config = json.loads((tmp_path / "config.json").read_text())
-    (tmp_path / "config.json").write_text(json.dumps(config | {"intermediate_size": 161}))
-    with pytest.raises(ValueError, match=r"down_proj.*\(64, 160\).*\(64, 161\)"):
-        load_model(tmp_path)
-    (tmp_path / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 4}))
-    with pytest.raises(ValueError, match=r"model\.layers\.3\..* is missing"):
-        load_model(tmp_path)
-    (tmp_path / "config.json").write_text(json.dumps(config | {"model_type": "gpt2"}))
-    with pytest.raises(ValueError, match="gpt2"):
-        load_model(tmp_path)
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    weights = tmp_path / "model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:1000])
-    with pytest.raises(ValueError, match=r"model\.safetensors"):
-        load_model(tmp_path)
-    weights.unlink()
-    with pytest.raises(ValueError, match="pytorch_model"):
-        load_model(tmp_path)
+@pytest.fixture
+def directory(tmp_path, model_file):
+    save("llama2_70b", tmp_path, model_file)
+    return tmp_path
+
+
+def change_config(directory, **values):
+    file = directory / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | values))
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"intermediate_size": 161}, r"gate_proj.weight has shape \(160, 64\).*\(161, 64\)"),
+        ({"vocab_size": 420}, r"embed_tokens.weight has shape \(421, 64\).*\(420, 64\)"),
+        ({"num_hidden_layers": 4}, r"model\.layers\.3\..* is missing \(and 8 more\)"),
+        ({"num_hidden_layers": 2}, r"model\.layers\.2\..* \(and 8 more\) is not one of a 2-layer"),
+        ({"num_hidden_layers": "3"}, "num_hidden_layers is '3'; expected a whole number"),
+        ({"num_attention_heads": None}, "'num_attention_heads' is missing"),
+        ({"model_type": "gpt2"}, "model_type is 'gpt2'; llama and mistral"),
+        ({"hidden_act": "gelu"}, "hidden_act is 'gelu'"),
+        ({"attention_bias": True}, "attention_bias is True"),
+        ({"quantization_config": {"bits": 4}}, "quantization_config is"),
+        ({"rope_parameters": {"rope_type": "yarn"}}, "rope type 'yarn'"),
+        ({"stages": []}, "is a run's workdir"),
+    ],
+)
+def test_what_is_wrong_with_a_config_is_named(values, message, directory):
+    change_config(directory, **values)
+    with pytest.raises(ValueError, match=message):
+        load_model(directory)
+
+
+def rewrite(directory, change):
+    file = directory / "model.safetensors"
+    tensors = safetensors.numpy.load_file(file)
+    change(tensors)
+    safetensors.numpy.save_file(tensors, file)
+
+
+def test_tensors_that_changed_places_are_named_where_their_shapes_differ(directory):
+    q, k = (f"model.layers.1.self_attn.{name}_proj.weight" for name in "qk")
+
+    def shuffle(tensors):
+        tensors[q], tensors[k] = tensors[k], tensors[q]
+
+    rewrite(directory, shuffle)
+    with pytest.raises(ValueError, match=r"layers\.1\.self_attn\.q_proj.*\(32, 64\).*\(64, 64\)"):
+        load_model(directory)
+
+
+def test_a_tensor_too_many_is_refused_but_for_old_buffers(directory):
+    buffer = "model.layers.0.self_attn.rotary_emb.inv_freq"
+    rewrite(directory, lambda tensors: tensors.update({buffer: np.ones(4, np.float32)}))
+    load_model(directory)
+    bias = "model.layers.0.self_attn.q_proj.bias"
+    rewrite(directory, lambda tensors: tensors.update({bias: np.ones(64, np.float32)}))
+    with pytest.raises(ValueError, match=r"q_proj\.bias is not one of"):
+        load_model(directory)
+
+
+def test_a_truncated_file_is_named_with_its_tensor(directory):
+    weights = directory / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1000])
+    with pytest.raises(ValueError, match=r"model\.safetensors: the file ends inside the tensor"):
+        load_model(directory)
+
+
+def test_a_pickle_is_refused_with_the_command_that_converts_it(directory):
+    state = {
+        name: torch.from_numpy(value)
+        for name, value in safetensors.numpy.load_file(directory / "model.safetensors").items()
+    }
+    expected = load_model(directory).params
+    torch.save(state, directory / "pytorch_model.bin")
+    (directory / "model.safetensors").unlink()
+    with pytest.raises(ValueError, match="never unpickled") as refusal:
+        load_model(directory)
+    command = str(refusal.value).partition("installed: ")[2]
+    subprocess.run(command, shell=True, check=True, capture_output=True)
+    found = load_model(f"{directory}-safetensors").params
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+
+
+def test_metas_own_format_is_told(directory):
+    (directory / "model.safetensors").rename(directory / "consolidated.00.pth")
+    with pytest.raises(ValueError, match="Meta's own format"):
+        load_model(directory)
 
 
 def test_a_folder_without_a_model_says_what_was_expected(tmp_path):
@@ -118,7 +158,7 @@ def test_a_folder_without_a_model_says_what_was_expected(tmp_path):
 
 
 def test_padding_of_the_vocabulary_is_zero(tmp_path, model_file):
-    save("llama", tmp_path, model_file)
+    save("llama2_7b", tmp_path, model_file)
     params = load_model(tmp_path, mesh=make_mesh("fsdp:4,tensor:2")).params
     assert (jnp.abs(params["embed"]["embedding"][421:]).max()) == 0
     assert (jnp.abs(params["head"]["kernel"][:, 421:]).max()) == 0

@@ -8,7 +8,7 @@ import pytest
 
 from qalign_jax.models.presets import preset
 from qalign_jax.parallel.mesh import make_mesh
-from qalign_jax.training.checkpoints import Checkpoints, load_model, write_model_card
+from qalign_jax.training.checkpoints import Checkpoints, describe_model, load_model
 from qalign_jax.training.optimizer import OptimizerConfig
 from qalign_jax.training.step import abstract_state, init_state, random_params
 
@@ -39,7 +39,7 @@ def test_a_state_is_restored_bit_for_bit_on_another_mesh(spec, state, tmp_path):
 def test_only_the_newest_checkpoints_stay_and_the_last_holds_weights_alone(
     state, tmp_path, tokenizer
 ):
-    write_model_card(tmp_path, CONFIG, tokenizer, "short")
+    describe_model(tmp_path, CONFIG, tokenizer, "short")
     checkpoints = Checkpoints(tmp_path, every=1, keep=1)
     for step in (1, 2):
         checkpoints.save(step, state)
@@ -55,6 +55,6 @@ def test_only_the_newest_checkpoints_stay_and_the_last_holds_weights_alone(
 
 
 def test_a_stage_without_a_checkpoint_says_so(tmp_path, tokenizer):
-    write_model_card(tmp_path, CONFIG, tokenizer, "short")
+    describe_model(tmp_path, CONFIG, tokenizer, "short")
     with pytest.raises(ValueError, match="no checkpoint is complete"):
         load_model(tmp_path)

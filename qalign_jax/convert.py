@@ -1,0 +1,171 @@
+"""Converts a model between Hugging Face and this package; what the source is says which way.
+
+    python -m qalign_jax.convert --source=Llama-2-7b-hf --target=llama2-7b
+    python -m qalign_jax.convert --source=runs/qalign/response_alignment --target=qalign-7b-hf \
+        --dtype=bfloat16
+
+A Hugging Face directory (config.json, safetensors, tokenizer) becomes a folder such as a stage of a
+run leaves, and the other way round. Every command takes either, so a conversion is needed only to
+merge a LoRA adapter, to read a large model faster, and to leave.
+"""
+
+import json
+import os
+
+import jax
+import numpy as np
+from absl import flags
+from etils import epath
+
+from qalign_jax import cli
+from qalign_jax.data.tokenizer import load_tokenizer
+from qalign_jax.models import hf, lora, tensor_files
+from qalign_jax.models.tensor_files import TensorFiles
+from qalign_jax.parallel.mesh import make_mesh
+from qalign_jax.reporting import model_card
+from qalign_jax.training.checkpoints import STORED, Model, load_model, save_model, stage_and_step
+
+# In a target that is being written; one that holds it is no model yet, and may be written anew.
+UNFINISHED = "conversion.unfinished"
+
+
+def convert(
+    source: str | os.PathLike,
+    target: str | os.PathLike,
+    *,
+    dtype: str | None = None,
+    adapter: str | os.PathLike | None = None,
+    shard_bytes: int = 5 * 10**9,
+    mesh: str = "fsdp:-1",
+) -> dict:
+    """Converts a model; returns {"source", "target", "parameters", "bytes", "dtype"}.
+
+    This host's devices hold the model in between. Beside it the host needs two tensors, with an
+    adapter four.
+
+    Args:
+      source: a Hugging Face directory, a stage's folder of ours, or one of its checkpoints.
+      target: a folder that is not there, or an unfinished conversion.
+      dtype: of the weights; by default as stored.
+      adapter: a PEFT LoRA adapter to merge, for a Hugging Face source.
+      shard_bytes: size of a safetensors file at most.
+      mesh: how this host's devices hold the weights (parallel/mesh.py).
+
+    Raises:
+      ValueError: no model, a broken one, or a target that is something else already; before any
+        device is used.
+    """
+    source, target = epath.Path(source), epath.Path(target)
+    _refuse_occupied(target)
+    imports = hf.is_hf_directory(source)
+    if adapter and not imports:
+        raise ValueError(f"--adapter: {source} is no Hugging Face directory to merge it into")
+    if imports:
+        made_from, model = _read(source, adapter, dtype, mesh)
+        _begin(target)
+        save_model(target, model)
+        _write_json(target / "stage.json", {"made_from": made_from})
+    else:
+        devices = make_mesh(mesh, jax.local_devices())
+        model = load_model(source, mesh=devices, param_dtype=dtype or STORED)
+        files = model.tokenizer.hugging_face_files()
+        _begin(target)
+        _export(model, files, stage_and_step(source), target, shard_bytes)
+    (target / UNFINISHED).unlink()
+    stored = _dtype(model)
+    return {
+        "source": os.fspath(source),
+        "target": os.fspath(target),
+        "parameters": model.config.num_parameters,
+        "bytes": model.config.num_parameters * stored.itemsize,
+        "dtype": stored.name,
+    }
+
+
+def _read(source, adapter, dtype: str | None, mesh: str) -> tuple[dict, Model]:
+    """A Hugging Face directory, its adapter merged, and what it was made from."""
+    config, tokenizer, tensors = hf.read_config(source), load_tokenizer(source), TensorFiles(source)
+    made_from = {"source": os.fspath(source), "weights": tensors.identity()}
+    if adapter:
+        tensors = lora.MergedTensors(tensors, adapter)
+        made_from["adapter"] = os.fspath(adapter)
+        made_from["adapter_weights"] = tensors.adapter_identity()
+    dtype = dtype or hf.stored_dtype(tensors)
+    params = hf.read_params(tensors, config, make_mesh(mesh, jax.local_devices()), dtype)
+    return made_from, Model(config, params, tokenizer, hf.read_template(source))
+
+
+def _export(model: Model, tokenizer_files, stage_and_step, target, shard_bytes: int) -> None:
+    """Everything that `from_pretrained` reads; config.json last, so that half is not a model."""
+    config, tokenizer, dtype = model.config, model.tokenizer, _dtype(model)
+    for name, content in tokenizer_files.items():
+        (target / name).write_bytes(content)
+    card = model_card.text(*stage_and_step, config, target.name, dtype.name, model.template)
+    (target / "README.md").write_text(card)
+    tensors = hf.tensors_of(model.params, config)
+    tensor_files.write_files(target, tensors, hf.tensor_shapes(config), dtype, shard_bytes)
+    ends = {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id}
+    _write_json(target / "generation_config.json", {"do_sample": False} | ends)
+    _write_json(target / "config.json", hf.config_json(config, dtype, tokenizer, model.template))
+
+
+def _dtype(model: Model) -> np.dtype:
+    return np.dtype(jax.tree.leaves(model.params)[0].dtype)
+
+
+def _write_json(path: epath.Path, content: dict) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n")
+
+
+def _refuse_occupied(target: epath.Path) -> None:
+    occupied = target.exists() and (not target.is_dir() or any(target.iterdir()))
+    if occupied and not (target / UNFINISHED).exists():
+        raise ValueError(f"--target={target} is there already; name another folder")
+
+
+def _begin(target: epath.Path) -> None:
+    if target.exists() and (target / UNFINISHED).exists():
+        target.rmtree()
+    target.mkdir(parents=True, exist_ok=True)
+    (target / UNFINISHED).write_text("This folder is no model yet: its conversion has not ended.\n")
+
+
+def define_flags() -> None:
+    flags.DEFINE_string(
+        "source",
+        None,
+        "A Hugging Face directory, a stage's folder of a run, or one of its checkpoints.",
+        required=True,
+    )
+    flags.DEFINE_string(
+        "target", None, "A folder that is not there yet, or gs://bucket/path.", required=True
+    )
+    flags.DEFINE_enum(
+        "dtype", None, ["float32", "bfloat16", "float16"], "Of the weights; by default as stored."
+    )
+    flags.DEFINE_string(
+        "adapter", None, "A PEFT LoRA adapter's directory, merged into a Hugging Face source."
+    )
+    flags.DEFINE_float(
+        "shard_gb", 5.0, "Size of a safetensors file at most, in 10^9 bytes.", lower_bound=1e-6
+    )
+    flags.DEFINE_string(
+        "mesh",
+        "fsdp:-1",
+        "How this host's devices hold the model in between; 'single' is one device.",
+    )
+
+
+def _command(_) -> dict:
+    return convert(
+        flags.FLAGS.source,
+        flags.FLAGS.target,
+        dtype=flags.FLAGS.dtype,
+        adapter=flags.FLAGS.adapter,
+        shard_bytes=int(flags.FLAGS.shard_gb * 1e9),
+        mesh=flags.FLAGS.mesh,
+    )
+
+
+if __name__ == "__main__":
+    cli.main(_command, define_flags)
