@@ -34,7 +34,7 @@ setuptools.setup(
         "ml-collections",
         "numpy",
         "optax",
-        "orbax-checkpoint>=0.12",
+        "orbax-checkpoint>=0.12.8",
         "safetensors",
         "sentencepiece",
         "tensorboardX",

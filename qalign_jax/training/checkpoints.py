@@ -91,9 +91,19 @@ def describe_model(stage_dir, config: LlamaConfig, tokenizer, template: str) -> 
 
 
 def save_model(stage_dir, model: Model) -> None:
-    """Writes a model as a finished stage leaves it, its weights as step 0 in their own dtype."""
+    """Writes a model as a finished stage leaves it, its weights as step 0 in their own dtype.
+
+    One parameter is written at a time, in chunks: the host holds no second copy of the model.
+    """
     describe_model(stage_dir, model.config, model.tokenizer, model.template)
-    ocp.save_checkpointables(_absolute(stage_dir) / "checkpoints" / "0", {"params": model.params})
+    context = ocp.Context()
+    context.memory.deepcopy_host_arrays = False
+    context.memory.write_concurrent_bytes = 2 * max(x.nbytes for x in jax.tree.leaves(model.params))
+    context.array.saving.storage_options.chunk_byte_size = 64 << 20
+    with context:
+        ocp.save_checkpointables(
+            _absolute(stage_dir) / "checkpoints" / "0", {"params": model.params}
+        )
 
 
 def load_model(
