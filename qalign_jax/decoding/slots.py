@@ -67,6 +67,21 @@ def _place_slots(plan: Plan, slots: Slots) -> Slots:
     return whole.replace(caches=caches)
 
 
+def abstract_slots(plan: Plan) -> Slots:
+    """Slots on the plan's mesh as ShapeDtypeStructs with shardings: for compiling ahead."""
+    shapes = jax.eval_shape(lambda: empty_slots(plan))
+
+    def on_mesh(array, axes):
+        sharding = sharding_of(plan.mesh, axes)
+        return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=sharding)
+
+    caches = jax.tree.map(lambda cache: on_mesh(cache, CACHE_AXES), shapes.caches)
+    whole = jax.tree.map(
+        lambda array: on_mesh(array, (None,) * array.ndim), shapes.replace(caches=())
+    )
+    return whole.replace(caches=caches)
+
+
 @functools.partial(jax.jit, static_argnames="plan")
 def empty_slots(plan: Plan) -> Slots:
     """All slots idle."""

@@ -4,9 +4,14 @@ Shape letters as in llama.py.
 """
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
+from jax.experimental.pallas.ops.tpu.splash_attention import (
+    splash_attention_kernel,
+    splash_attention_mask,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,17 +43,21 @@ def rope_frequencies(head_size: int, theta: float, scaling: RopeScaling | None) 
     return keep * frequencies + (1 - keep) * frequencies / scaling.factor
 
 
-def rotate(x: jax.Array, positions: jax.Array, frequencies: jax.Array) -> jax.Array:
+def rotate(
+    x: jax.Array, positions: jax.Array, frequencies: jax.Array, scale: float = 1.0
+) -> jax.Array:
     """Rotates heads by their positions, in Hugging Face's half-split layout.
 
     Args:
       x: [B, T, heads, H]; positions: [B, T] int32; frequencies: [H/2] f32.
+      scale: a factor on the result, before it is rounded to x's dtype.
     """
     angles = positions[:, :, None, None].astype(jnp.float32) * frequencies
     cos, sin = jnp.cos(angles), jnp.sin(angles)
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     rotated = [first * cos - second * sin, second * cos + first * sin]
-    return jnp.concatenate(rotated, axis=-1).astype(x.dtype)
+    rotated = jnp.concatenate(rotated, axis=-1)
+    return (rotated if scale == 1.0 else rotated * scale).astype(x.dtype)
 
 
 def packed_mask(segment_ids: jax.Array, window: int) -> jax.Array:
@@ -93,3 +102,68 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Arr
     scores = jnp.where(mask[:, None, None], scores * head_size**-0.5, -1e30)
     weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
     return jnp.einsum("bkgts,bskh->btkgh", weights, v).reshape(batch, length, heads, head_size)
+
+
+# What splash's tiles and the TPU's lanes want: lengths and head sizes are multiples of this.
+LANES = 128
+ATTENTION = ("auto", "plain", "splash")
+
+
+def takes_splash(kind: str, platform: str, length: int, head_size: int) -> bool:
+    """Whether packed rows of this length are attended by the splash kernel.
+
+    Args:
+      kind: one of ATTENTION. "auto" takes splash on a TPU, where the sizes allow it.
+
+    Raises:
+      ValueError: an unknown kind, or splash asked for on sizes that it cannot tile.
+    """
+    if kind not in ATTENTION:
+        raise ValueError(f"attention={kind!r}; it is one of {', '.join(ATTENTION)}")
+    fits = length % LANES == 0 and head_size % LANES == 0
+    if kind == "splash" and not fits:
+        raise ValueError(
+            f"attention='splash' needs lengths and head sizes that are multiples of {LANES}, not "
+            f"{length} and {head_size}; 'auto' falls back to plain"
+        )
+    return kind == "splash" or (kind == "auto" and fits and platform == "tpu")
+
+
+def splash_attend(
+    q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array, window: int, interpret: bool
+) -> jax.Array:
+    """What `attend` gives with `packed_mask`, in tiles that never leave the chip.
+
+    Its outputs are saved as "qkvo" where remat saves those (models/llama.py).
+
+    Args:
+      q: [B, T, N, H], scaled by H^-0.5 already; k, v: [B, T, K, H]; segment_ids: [B, T] int32.
+      window: tokens back, itself included; 0 for all.
+      interpret: runs the kernel without a TPU, slowly.
+
+    Returns:
+      [B, T, N, H] in q's dtype.
+    """
+    _, length, heads, _ = q.shape
+    kernel = _splash_kernel(length, heads, window, interpret)
+    q, k, v = (a.swapaxes(1, 2) for a in (q, k, v))
+    ids = splash_attention_kernel.SegmentIds(q=segment_ids, kv=segment_ids)
+    return jax.vmap(kernel)(q, k, v, ids).swapaxes(1, 2)
+
+
+@functools.lru_cache
+def _splash_kernel(length: int, heads: int, window: int, interpret: bool):
+    shape = (length, length)
+    if window:
+        mask = splash_attention_mask.LocalMask(shape, (window - 1, 0), 0)
+    else:
+        mask = splash_attention_mask.CausalMask(shape)
+    block = next(size for size in (512, 256, 128) if length % size == 0)
+    names = ("q", "kv", "q_dkv", "kv_dkv", "kv_dkv_compute", "q_dq", "kv_dq")
+    sizes = splash_attention_kernel.BlockSizes(**{f"block_{name}": block for name in names})
+    with jax.ensure_compile_time_eval():  # its tables are constants, of no trace
+        return splash_attention_kernel.make_splash_mha(
+            splash_attention_mask.MultiHeadMask([mask] * heads),
+            block_sizes=sizes, head_shards=1, q_seq_shards=1,
+            residual_checkpoint_name="qkvo", interpret=interpret,
+        )  # fmt: skip

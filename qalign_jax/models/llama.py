@@ -24,6 +24,8 @@ from qalign_jax.models.attention import (
     packed_mask,
     rope_frequencies,
     rotate,
+    splash_attend,
+    takes_splash,
 )
 from qalign_jax.models.cross_entropy import cross_entropy
 from qalign_jax.parallel.mesh import Parallelism, spec_of
@@ -60,6 +62,7 @@ class LlamaConfig:
     init_scale: float = 0.02
     dtype: str = "bfloat16"
     remat: str = "full"
+    attention: str = "auto"  # of packed rows: plain, splash, or splash on TPUs alone
     scan_layers: bool = True  # False unrolls: XLA on CPU runs a loop's body on one core
 
     @property
@@ -85,6 +88,19 @@ class LlamaConfig:
         attention = self.n_layers * self.n_heads * self.head_size * length
         forward = 2 * matrices + 2 * attention
         return forward * (3 if training else 1)
+
+    def recomputed_flops_per_token(self, length: int) -> float:
+        """FLOPs a token that the backward pass computes again under the config's remat policy."""
+        if self.remat == "none":
+            return 0.0
+        head = 2 * self.d_model * self.head_size
+        again = head * self.n_heads  # the output projection
+        if self.remat in ("full", "qkvo"):
+            again += 4 * self.d_model * self.d_ff  # gate and up
+        if self.remat == "full":
+            again += head * (self.n_heads + 2 * self.n_kv_heads)  # queries, keys, values
+            again += 2 * self.n_heads * self.head_size * length  # causal attention
+        return self.n_layers * again
 
 
 def parameter(module, name: str, shape, axes, scale: float | None) -> jax.Array:
@@ -121,6 +137,8 @@ class Attention(nn.Module):
     def __call__(self, x, positions, mask, cache, layer):
         """Attends among x's own tokens, or, with a cache, to the cache they are written to first.
 
+        The mask is [B, T, S] bool, or the segment ids [B, T] where splash makes its own of them.
+
         Returns the output [B, T, D], the cache, and the keys and values [B, T, K, H] of x.
         """
         config, scale = self.config, self.config.init_scale
@@ -134,16 +152,20 @@ class Attention(nn.Module):
 
         x = self.parallel.split_over_tensor(x)
         frequencies = rope_frequencies(config.head_size, config.rope_theta, config.rope_scaling)
-        q = rotate(jnp.einsum("btd,dnh->btnh", x, wq), positions, frequencies)
+        splash = cache is None and mask.ndim == 2
+        scale = config.head_size**-0.5 if splash else 1.0
+        q = rotate(jnp.einsum("btd,dnh->btnh", x, wq), positions, frequencies, scale)
         k = rotate(jnp.einsum("btd,dkh->btkh", x, wk), positions, frequencies)
         v = jnp.einsum("btd,dkh->btkh", x, wv)
         q, k, v = (checkpoint_name(a, "qkvo") for a in (q, k, v))
-        if cache is None:
-            out = attend(q, k, v, mask)
-        else:
+        if cache is not None:
             cache = write_cache(cache, layer, positions, k, v)
             out = attend(q, cache[0][layer], cache[1][layer], mask)
-        out = checkpoint_name(out, "qkvo")
+        elif splash:
+            interpret = self.parallel.platform != "tpu"
+            out = splash_attend(q, k, v, mask, config.sliding_window, interpret)
+        else:
+            out = checkpoint_name(attend(q, k, v, mask), "qkvo")
         out = self.parallel.sum_over_tensor(jnp.einsum("btnh,nhd->btd", out, wo))
         return out, cache, (k, v)
 
@@ -219,7 +241,14 @@ class Llama(nn.Module):
         Returns:
           [B, T, D] in the config's dtype, after the last norm.
         """
-        mask = packed_mask(segment_ids, self.config.sliding_window)
+        config, length = self.config, tokens.shape[1]
+        # parameters are declared by a row of one token, which no kernel tiles
+        if not self.is_initializing() and takes_splash(
+            config.attention, self.parallel.platform, length, config.head_size
+        ):
+            mask = segment_ids
+        else:
+            mask = packed_mask(segment_ids, config.sliding_window)
         return self._forward(tokens, positions, mask)[0]
 
     def loss(self, tokens, positions, segment_ids, targets):

@@ -131,11 +131,12 @@ class Parallelism:
     """
 
     sizes: tuple[tuple[str, int], ...] = ()
+    platform: str = ""  # "tpu" takes kernels that are written for it
 
     @classmethod
     def manual(cls, mesh: Mesh) -> "Parallelism":
         """For the body of a shard_map over all axes of `mesh`."""
-        return cls(tuple(mesh.shape.items()))
+        return cls(tuple(mesh.shape.items()), mesh.devices.flat[0].platform)
 
     def size(self, axis: str) -> int:
         return dict(self.sizes).get(axis, 1)

@@ -158,6 +158,18 @@ def load_model(
     return Model(config, loaded["params"], load_tokenizer(stage_dir / "tokenizer"), template)
 
 
+def read_shape(path) -> LlamaConfig:
+    """The shape of the model in a directory that `load_model` takes; no weight is read.
+
+    Raises:
+      ValueError: there is no model.
+    """
+    path = _absolute(path)
+    if hf.is_hf_directory(path):
+        return hf.read_config(path)
+    return _read_card(stage_and_step(path)[0])[0]
+
+
 def _absolute(path) -> epath.Path:
     """Orbax takes no relative paths."""
     path = epath.Path(path)

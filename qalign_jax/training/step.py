@@ -13,7 +13,7 @@ from flax import struct
 from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from qalign_jax.models.llama import Llama, LlamaConfig, init_params, param_specs
+from qalign_jax.models.llama import Llama, LlamaConfig, abstract_params, init_params, param_specs
 from qalign_jax.parallel.mesh import BATCH, Parallelism, batch_shards, sharding_of
 from qalign_jax.training.optimizer import OptimizerConfig, make_optimizer
 
@@ -51,6 +51,27 @@ def abstract_state(config: LlamaConfig, optimizer: OptimizerConfig, mesh: Mesh) 
         shapes,
         state_shardings(config, optimizer, mesh),
     )
+
+
+def abstract_params_on(config: LlamaConfig, mesh: Mesh, dtype=jnp.float32):
+    """The parameters as ShapeDtypeStructs with shardings."""
+    return jax.tree.map(
+        lambda leaf, axes: jax.ShapeDtypeStruct(
+            leaf.shape, dtype, sharding=sharding_of(mesh, axes)
+        ),
+        *abstract_params(config),
+    )
+
+
+def abstract_batch(mesh: Mesh, rows: int, length: int) -> dict[str, jax.ShapeDtypeStruct]:
+    """A batch of packed rows as ShapeDtypeStructs with shardings."""
+    sharding = sharding_of(mesh, ("batch", "length"))
+    return {
+        key: jax.ShapeDtypeStruct(
+            (rows, length), jnp.float32 if key == "loss_weights" else jnp.int32, sharding=sharding
+        )
+        for key in BATCH_KEYS
+    }
 
 
 def random_params(config: LlamaConfig, mesh: Mesh, seed: int):

@@ -5,11 +5,12 @@ import math
 
 import jax
 import numpy as np
+import optax
 import pytest
 import torch
 import transformers
 
-from qalign_jax.models.llama import init_params
+from qalign_jax.models.llama import REMAT_POLICIES, init_params
 from qalign_jax.models.presets import preset
 from qalign_jax.parallel.mesh import make_mesh
 from qalign_jax.training.optimizer import OptimizerConfig, Schedule
@@ -73,6 +74,48 @@ def assert_near(found, expected, relative):
 def test_loss_and_every_gradient_on_eight_devices_equal_those_on_one(spec, batch, on_one_device):
     params, expected = on_one_device
     assert_near(compute(CONFIG, params, batch, spec), expected, 1e-5)
+
+
+@pytest.fixture(scope="module")
+def wide():
+    """A model and a batch that splash can tile, and what one device makes of them plainly."""
+    config = preset(
+        "tiny", vocab_size=300, d_model=64, n_heads=4, n_kv_heads=2, head_size=128, init_scale=0.05,
+        remat="none", attention="plain",
+    )  # fmt: skip
+    rng = np.random.default_rng(0)
+    tokens = rng.integers(0, 300, (4, 128)).astype(np.int32)
+    segments = np.repeat([[1, 2, 0]], [60, 58, 10], axis=1).repeat(4, axis=0).astype(np.int32)
+    positions = np.concatenate([np.arange(60), np.arange(58), np.arange(10)]).astype(np.int32)
+    batch = {
+        "tokens": tokens,
+        "targets": np.roll(tokens, -1, axis=1),
+        "positions": np.tile(positions, (4, 1)),
+        "segment_ids": segments,
+        "loss_weights": ((rng.random((4, 128)) < 0.5) & (segments > 0)).astype(np.float32),
+    }
+    params = init_params(config, jax.random.key(0))
+    return config, params, batch, compute(config, params, batch, "one")
+
+
+@pytest.mark.parametrize("remat", REMAT_POLICIES)
+@pytest.mark.parametrize("attention", ["plain", "splash"])
+def test_every_remat_policy_and_attention_on_a_mesh_equals_the_plain_step(remat, attention, wide):
+    config, params, batch, expected = wide
+    config = dataclasses.replace(config, remat=remat, attention=attention)
+    assert_near(compute(config, params, batch, "fsdp:2x2,tensor:2"), expected, 1e-5)
+
+
+@pytest.mark.parametrize("attention", ["plain", "splash"])
+def test_in_bfloat16_they_stay_within_a_hundredth_of_the_plain_step(attention, wide):
+    config, params, batch, _ = wide
+    config = dataclasses.replace(config, dtype="bfloat16")
+    expected = compute(config, params, batch, "one")
+    config = dataclasses.replace(config, attention=attention)
+    loss, gradients, _ = compute(config, params, batch, "fsdp:2x2,tensor:2")
+    assert abs(loss - expected[0]) < 1e-2 * expected[0]
+    norm = optax.global_norm(jax.tree.map(np.subtract, gradients, expected[1]))
+    assert norm < 1e-2 * optax.global_norm(expected[1])
 
 
 def test_a_tied_head_has_the_gradient_of_both_its_uses_when_sharded(batch):

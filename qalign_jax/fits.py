@@ -1,0 +1,443 @@
+"""Compiles a recipe for a TPU slice that is not there: whether it fits, and what it would cost.
+
+    python -m qalign_jax.fits --config=configs/math_cot.py:llama2_70b,v5p-128 --topology=v5p-128
+
+Every stage's programs are compiled as `run` compiles them, by the TPU's own compiler, on any Linux
+machine with libtpu: memory and collectives are the compiler's. Step times and MFU are modelled (a
+roofline, see `model_time`), and called so.
+"""
+
+import dataclasses
+import functools
+import math
+import re
+import sys
+import time
+from collections.abc import Callable, Iterator
+
+import jax
+import jax.numpy as jnp
+from absl import flags
+
+from qalign_jax import cli
+from qalign_jax.decoding.proxy import FirstModel, ProxyTuning
+from qalign_jax.decoding.sampling import Sampling
+from qalign_jax.decoding.slots import Plan, abstract_slots, advance, fill
+from qalign_jax.models.llama import REMAT_POLICIES, LlamaConfig
+from qalign_jax.models.presets import preset
+from qalign_jax.parallel.compiled import read_program
+from qalign_jax.parallel.mesh import make_mesh
+from qalign_jax.parallel.topologies import CHIPS, GIB, Chip, Slice, parse_slice
+from qalign_jax.recipe import RANDOM
+from qalign_jax.training.checkpoints import read_shape
+from qalign_jax.training.optimizer import OptimizerConfig
+from qalign_jax.training.step import (
+    abstract_batch,
+    abstract_params_on,
+    abstract_state,
+    make_train_step,
+    rows_multiple,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """What may be chosen without changing what is computed."""
+
+    mesh: str
+    remat: str
+    micro_batches: int
+
+    def __str__(self):
+        return f"mesh={self.mesh} remat={self.remat} micro_batches={self.micro_batches}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Compiled:
+    """One program on one slice: bytes of a device, and seconds that are modelled."""
+
+    fits: bool
+    peak_bytes: int  # 0 where the compiler gave up and did not say
+    state_bytes: int = 0  # of the arguments that the program gives back changed
+    aliased_bytes: int = 0
+    temporary_bytes: int = 0
+    collectives: dict[str, int] = dataclasses.field(default_factory=dict)  # kind dtype -> bytes
+    hbm_bytes: int = 0
+    flops: float = 0.0  # of the model, a device and call, recomputation left out
+    seconds: tuple[float, float] = (0.0, 0.0)  # modelled: all overlapped, nothing overlapped
+    mfu: tuple[float, float] = (0.0, 0.0)  # modelled, of the same two
+    compile_s: float = 0.0
+
+    def to_json(self) -> dict:
+        return {
+            "fits": self.fits,
+            "state_gib": round(self.state_bytes / GIB, 3),
+            "temporary_gib": round(self.temporary_bytes / GIB, 3),
+            "peak_gib": round(self.peak_bytes / GIB, 3),
+            "state_bytes": self.state_bytes,
+            "aliased_bytes": self.aliased_bytes,
+            "collectives": self.collectives,
+            "hbm_bytes": self.hbm_bytes,
+            "flops": self.flops,
+            "modelled_step_s": round(self.seconds[1], 6),
+            "modelled_step_overlapped_s": round(self.seconds[0], 6),
+            "modelled_mfu": round(self.mfu[1], 3),
+            "modelled_mfu_overlapped": round(self.mfu[0], 3),
+            "compile_s": round(self.compile_s, 1),
+        }
+
+
+def compile_training(
+    config: LlamaConfig, where: Slice, setting: Setting, rows: int, length: int,
+    optimizer: OptimizerConfig = OptimizerConfig(),
+) -> Compiled:  # fmt: skip
+    """Compiles one training step of `rows` rows as the training stage would.
+
+    Raises:
+      ValueError: a mesh that does not divide the slice, the model or the rows.
+    """
+    mesh = make_mesh(setting.mesh, where.devices())
+    multiple = rows_multiple(mesh, setting.micro_batches)
+    if rows % multiple:
+        raise ValueError(f"{setting}: {rows} rows are no multiple of {multiple}")
+    config = dataclasses.replace(config, remat=setting.remat)
+    state = abstract_state(config, optimizer, mesh)
+    step = make_train_step(config, optimizer, mesh, setting.micro_batches)
+    rate = jax.ShapeDtypeStruct((), jnp.float32)
+    lower = functools.partial(step.lower, state, abstract_batch(mesh, rows, length), rate)
+    tokens = rows * length / where.size
+    useful = tokens * config.flops_per_token(length)
+    again = tokens * config.recomputed_flops_per_token(length)
+    return _compile(lower, state, CHIPS[where.chip], useful, useful + again)
+
+
+def compile_decoding(
+    configs: tuple[LlamaConfig, ...], where: Slice, mesh: str, slots: int, prompt: int, new: int
+) -> tuple[Compiled, Compiled]:
+    """Compiles a prefill and a decode step of one model, or of three that are proxy-tuned.
+
+    The decode loop's body is one token of every slot; its times are a token's.
+    """
+    mesh = make_mesh(mesh, where.devices())
+    combine = FirstModel() if len(configs) == 1 else ProxyTuning()
+    plan = Plan(configs, combine, Sampling(), mesh, slots, prompt + new)
+    params = tuple(abstract_params_on(config, mesh, jnp.dtype(config.dtype)) for config in configs)
+    state = abstract_slots(plan)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    eos = jax.ShapeDtypeStruct((1,), jnp.int32)
+    width = max(1, slots // 8)
+    row = jax.ShapeDtypeStruct((width,), jnp.int32)
+    tokens = jax.ShapeDtypeStruct((width, prompt), jnp.int32)
+    number = jax.ShapeDtypeStruct((), jnp.int32)
+    chip = CHIPS[where.chip]
+
+    def flops(length, count):
+        per_token = sum(config.flops_per_token(length, training=False) for config in configs)
+        return per_token * count / where.size
+
+    prefill = _compile(
+        functools.partial(fill.lower, plan, params, key, eos, state, tokens, row, row, row, row),
+        state, chip, flops(prompt, width * prompt), flops(prompt, width * prompt),
+    )  # fmt: skip
+    decode = _compile(
+        functools.partial(advance.lower, plan, params, key, eos, state, number, number),
+        state, chip, flops(prompt + new, slots), flops(prompt + new, slots),
+    )  # fmt: skip
+    return prefill, decode
+
+
+def _compile(lower: Callable, state, chip: Chip, useful: float, executed: float) -> Compiled:
+    began = time.monotonic()
+    try:
+        compiled = lower().compile()
+    except jax.errors.JaxRuntimeError as error:
+        needed = re.search(r"Used ([\d.]+)G of", str(error))
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        peak = int(float(needed.group(1)) * GIB) if needed else 0
+        return Compiled(fits=False, peak_bytes=peak, compile_s=time.monotonic() - began)
+    seconds = time.monotonic() - began
+    memory = compiled.memory_analysis()
+    peak = (
+        memory.argument_size_in_bytes + memory.temp_size_in_bytes
+        + memory.output_size_in_bytes - memory.alias_size_in_bytes
+    )  # fmt: skip
+    try:
+        program = read_program(compiled.as_text())
+    except Exception as error:  # the text fails on some slices; memory stands all the same
+        print(f"the compiled text cannot be read: {error}", file=sys.stderr)
+        program = read_program("")
+    times = model_time(chip, executed, program.hbm_bytes, program.wire_bytes)
+    return Compiled(
+        fits=peak <= chip.hbm_gib * GIB,
+        peak_bytes=peak,
+        state_bytes=local_bytes(state),
+        aliased_bytes=memory.alias_size_in_bytes,
+        temporary_bytes=memory.temp_size_in_bytes,
+        collectives=program.bytes_by_kind(),
+        hbm_bytes=program.hbm_bytes,
+        flops=useful,
+        seconds=times,
+        mfu=tuple(useful / (chip.tflops * 1e12) / t if t else 0.0 for t in times),
+        compile_s=seconds,
+    )
+
+
+def model_time(chip: Chip, flops: float, hbm_bytes: float, wire_bytes: float):
+    """Modelled seconds of a program on a device: (all overlapped, nothing overlapped).
+
+    Each of arithmetic, HBM and links at its published peak. On the chip, arithmetic and HBM run at
+    once, so the slower of the two counts; links are added to it, or hidden behind it. A collective
+    runs along one axis of the torus, so it sends on that axis' links alone.
+    """
+    on_chip = max(flops / (chip.tflops * 1e12), hbm_bytes / (chip.hbm_gb_s * 1e9))
+    links = wire_bytes / (chip.ici_gb_s * 1e9 / 2 / chip.dimensions)
+    return max(on_chip, links), on_chip + links
+
+
+def local_bytes(tree) -> int:
+    """Bytes of one device's part of abstract arrays."""
+    return sum(
+        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        for leaf in jax.tree.leaves(tree)
+    )
+
+
+# -- a recipe's programs ---------------------------------------------------------------------------
+
+
+def define_flags() -> None:
+    cli.define_recipe()
+    flags.declare_key_flag("config")
+    flags.DEFINE_string(
+        "topology", None, "The slice: v5p:4x4x4, or by Google's name, v5p-128.", required=True
+    )
+    flags.DEFINE_integer("slices", 1, "How many of them, joined over DCN.", lower_bound=1)
+    flags.DEFINE_list("stages", [], "Compile only these stages.")
+    flags.DEFINE_integer("prompt_tokens", 512, "Length of a prompt in evaluation.", lower_bound=1)
+    flags.DEFINE_boolean("suggest", True, "Where a stage does not fit, try what would.")
+    flags.DEFINE_boolean("sweep", False, "Find the fastest modelled setting of training that fits.")
+
+
+def fits(config, where: Slice, *, stages=(), prompt_tokens=512, suggest=True, sweep=False) -> dict:
+    """Compiles a recipe's stages for a slice; returns what the command prints as its last line.
+
+    Rows a step are the recipe's, or its batch size in examples: packing needs fewer.
+
+    Raises:
+      ValueError: a stage or a mesh that is not there, before anything is compiled.
+    """
+    names = _chosen(config, stages)
+    results, done, suggestions = {}, {}, {}
+    devices = len(where.devices())
+    for name in names:
+        stage = config[name]
+        if stage.kind == "train":
+            job = _training_job(config, name)
+            if job not in done:
+                _say(f"{name}: compiling the training step")
+                done[job] = compile_training(job.model, where, job.setting, job.rows, job.length)
+            compiled = done[job]
+            results[name] = compiled.to_json()
+            if sweep:
+                suggestions[name] = _sweep(job, where)
+            elif suggest and not compiled.fits:
+                suggestions[name] = _suggest(job, where)
+        else:
+            programs = {}
+            for system in stage.systems:
+                models = _system(config, stage.systems[system])
+                job = (models, stage.slots)
+                if job not in done:
+                    _say(f"{name}: compiling prefill and decode of {system}")
+                    new = max((b.max_new_tokens or 512) for b in stage.benchmarks.values())
+                    mesh = stage.get("mesh") or config.mesh
+                    done[job] = compile_decoding(
+                        models, where, mesh, stage.slots, prompt_tokens, new
+                    )
+                for part, compiled in zip(("prefill", "decode"), done[job]):
+                    programs[f"{system} {part}"] = compiled.to_json()
+            worst = max(programs.values(), key=lambda p: (not p["fits"], p["peak_gib"]))
+            results[name] = worst | {"programs": programs}
+    return {
+        "topology": where.name,
+        "slices": where.count,
+        "devices": devices,
+        "hbm_gib": CHIPS[where.chip].hbm_gib,
+        "fits": all(result["fits"] for result in results.values()),
+        "stages": results,
+        "suggestions": suggestions,
+    }
+
+
+@dataclasses.dataclass(frozen=True)
+class _Job:
+    """A training stage as it is compiled; equal ones share a program."""
+
+    model: LlamaConfig
+    setting: Setting
+    rows: int
+    length: int
+
+
+def _chosen(config, stages) -> list[str]:
+    names = [name for name in config.stages if config[name].kind != "tokenizer"]
+    for name in stages:
+        if name not in names:
+            raise ValueError(f"no stage {name!r} to compile; there are {', '.join(names)}")
+    return [name for name in names if not stages or name in stages]
+
+
+def _training_job(config, name: str) -> _Job:
+    stage = config[name]
+    model = _shape(config, stage.init, stage.preset)
+    if stage.dtype:
+        model = dataclasses.replace(model, dtype=stage.dtype)
+    setting = Setting(config.mesh, stage.remat or model.remat, stage.micro_batches)
+    rows = stage.rows or stage.batch_size
+    return _Job(model, setting, rows, stage.length)
+
+
+def _system(config, system) -> tuple[LlamaConfig, ...]:
+    sources = [system[key] for key in ("model", "expert", "antiexpert") if system[key]]
+    return tuple(_shape(config, source, system.preset) for source in sources)
+
+
+def _shape(config, source: str, preset_name: str) -> LlamaConfig:
+    """The shape of a stage's or a directory's model, or of the preset where it is random."""
+    if source in config.stages:
+        return _shape(config, config[source].init, config[source].preset)
+    if source == RANDOM:
+        return preset(preset_name)
+    return read_shape(source)
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+# -- what else would fit ---------------------------------------------------------------------------
+
+
+def meshes(where: Slice, model: LlamaConfig) -> list[str]:
+    """Meshes worth trying, pure fsdp first; over a whole slice it is two axes (TPU.md's trap)."""
+    chips = math.prod(where.shape)
+    data = f"data:{where.count}," if where.count > 1 else ""
+    found = []
+    for tensor in (1, 4, 8, 16):
+        fsdp = chips // tensor
+        if chips % tensor or fsdp < 1 or model.n_kv_heads % tensor:
+            continue
+        if tensor == 1:
+            outer, inner = _two(where.shape)
+            if model.d_model % chips == 0:
+                found.append(f"{data}fsdp:{outer}x{inner},tensor:1")
+        elif model.d_model % fsdp == 0:
+            found.append(f"{data}fsdp:{fsdp},tensor:{tensor}")
+    return found
+
+
+def _two(shape: tuple[int, ...]) -> tuple[int, int]:
+    """A torus' axes as two."""
+    shape = tuple(size for size in shape if size > 1) or (1,)
+    return math.prod(shape[:-1]), shape[-1]
+
+
+def _settings(job: _Job, where: Slice, remats) -> Iterator[Setting]:
+    for mesh in dict.fromkeys((job.setting.mesh, *meshes(where, job.model))):
+        try:
+            multiple = rows_multiple(make_mesh(mesh, where.devices()), 1)
+        except ValueError:
+            continue
+        parts = job.rows // multiple if job.rows % multiple == 0 else 0
+        micro_batches = [n for n in (1, 2, 4, 8, 16, 32) if parts and parts % n == 0]
+        for micro_batch in micro_batches:
+            for remat in remats:
+                yield Setting(mesh, remat, micro_batch)
+
+
+def _attempt(job: _Job, where: Slice, setting: Setting) -> tuple[Setting, Compiled] | None:
+    _say(f"trying {where.name} {setting}")
+    try:
+        return setting, compile_training(job.model, where, setting, job.rows, job.length)
+    except ValueError as error:
+        _say(str(error))
+        return None
+
+
+def _suggest(job: _Job, where: Slice, most: int = 8) -> list[dict]:
+    """Settings that fit, best first: on this slice with less in memory, then on larger ones."""
+    found, tried = [], 0
+    for slice_ in (where, *where.larger()):
+        for setting in _settings(job, slice_, ("full",)):
+            if (slice_, setting) == (where, job.setting) or tried == most:
+                continue
+            tried += 1
+            attempt = _attempt(job, slice_, setting)
+            if attempt and attempt[1].fits:
+                found.append(_suggestion(slice_, *attempt))
+                break
+        if found:
+            break
+    return sorted(found, key=lambda one: one["modelled_step_s"])
+
+
+def _sweep(job: _Job, where: Slice) -> list[dict]:
+    """Every setting that fits on this slice, the fastest modelled one first."""
+    found = []
+    for setting in _settings(job, where, tuple(name for name in REMAT_POLICIES if name != "none")):
+        attempt = _attempt(job, where, setting)
+        if attempt and attempt[1].fits:
+            found.append(_suggestion(where, *attempt))
+    return sorted(found, key=lambda one: one["modelled_step_s"])
+
+
+def _suggestion(where: Slice, setting: Setting, compiled: Compiled) -> dict:
+    return {"topology": where.name} | dataclasses.asdict(setting) | compiled.to_json()
+
+
+def table(result: dict) -> str:
+    """The stages as a table for the terminal."""
+    head = ("stage", "fits", "state", "temporary", "peak", "of", "step", "MFU", "compile")
+    sizes = ("state_gib", "temporary_gib", "peak_gib")
+    rows = [head]
+    for name, stage in result["stages"].items():
+        programs = stage.get("programs") or {"": stage}
+        for program, found in programs.items():
+            rows.append(
+                (
+                    f"{name} {program}".strip(), "yes" if found["fits"] else "NO",
+                    *(f"{found[key]:.2f} GiB" for key in sizes),
+                    f"{result['hbm_gib']} GiB",
+                    f"{found['modelled_step_overlapped_s']:.3f}-{found['modelled_step_s']:.3f} s",
+                    f"{found['modelled_mfu']:.2f}-{found['modelled_mfu_overlapped']:.2f}",
+                    f"{found['compile_s']:.0f} s",
+                )
+            )  # fmt: skip
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)) for row in rows]
+    for name, found in result["suggestions"].items():
+        for one in found:
+            lines.append(
+                f"{name}: fits with --topology={one['topology']} mesh={one['mesh']} "
+                f"remat={one['remat']} micro_batches={one['micro_batches']}: {one['peak_gib']:.2f} "
+                f"GiB, {one['modelled_step_s']:.3f} s a step (modelled)"
+            )
+        if not found:
+            lines.append(f"{name}: nothing that was tried fits; take a larger slice")
+    return "\n".join([*lines, "Steps and MFU are modelled: all overlapped - nothing overlapped."])
+
+
+def _command(_) -> dict:
+    values = flags.FLAGS
+    where = parse_slice(values.topology, values.slices)
+    result = fits(
+        values.config, where, stages=values.stages, prompt_tokens=values.prompt_tokens,
+        suggest=values.suggest, sweep=values.sweep,
+    )  # fmt: skip
+    print(table(result), file=sys.stderr)
+    return result
+
+
+if __name__ == "__main__":
+    cli.main(_command, define_flags)

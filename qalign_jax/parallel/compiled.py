@@ -1,0 +1,445 @@
+"""What one device does in one call of a compiled program, read from the program's text.
+
+`jax.stages.Compiled.as_text()` of a TPU program is the HLO after all passes: every loop, every
+collective and the memory space of every buffer stand in it. From that follow, without a device, the
+bytes that go over the interconnect and an estimate of the bytes that go through HBM.
+"""
+
+import collections
+import dataclasses
+import functools
+import math
+import re
+
+_KINDS = ("all-gather", "reduce-scatter", "all-reduce", "collective-permute", "all-to-all")
+_SLICES = ("dynamic-slice", "slice", "gather", "dynamic-slice-start", "slice-start")
+_UPDATES = {"dynamic-update-slice": 1, "scatter": 2}  # which operand is the update
+_RENAMES = ("bitcast", "get-tuple-element", "optimization-barrier", "opt-barrier")
+_FREE = {
+    *("parameter", "constant", "tuple", "after-all", "add-dependency", "domain", "iota"),
+    *("partition-id", "replica-id", "while", "conditional", "call", "async-update"),
+    *_RENAMES,
+}
+_FREE_TARGETS = ("AllocateBuffer", "ConcatBitcast", "Sharding", "AssumeGatherIndicesInBound")
+
+_HEADER = re.compile(r"(ENTRY\s+)?%?([\w.\-]+)\s+(?:\(.*->.*)?\{\s*$")
+_START = re.compile(r"\s+(ROOT\s+)?%?([\w.\-]+) = ")
+_OPCODE = re.compile(r"\s*([a-z][\w\-]*)\(")
+_ARRAY = re.compile(r"([a-z]\w*)\[([\d,<=]*)\](?:\{([^}]*)\})?")
+_REFERENCE = re.compile(r"%([\w.\-]+)")
+
+
+@dataclasses.dataclass(frozen=True)
+class Collective:
+    """One collective operation, and how often a call executes it.
+
+    `bytes` is the full-size side of one execution: the result of an all-gather, the operand of a
+    reduce-scatter or an all-reduce, what is sent otherwise; padding that the compiler added to a
+    reduce-scatter counts. A combined collective sums its arrays and has the dtype of the largest.
+    """
+
+    kind: str  # all-gather, reduce-scatter, all-reduce, collective-permute or all-to-all
+    dtype: str
+    bytes: int
+    group: int  # devices that take part in one group; 2 for a permute
+    times: int  # executions in a call
+    source: str  # op_name of its metadata, "" if it has none
+
+    @property
+    def wire_bytes(self) -> float:
+        """Bytes that one device sends in one execution, by the ring algorithms."""
+        ring = (self.group - 1) / max(self.group, 1)
+        rounds = {"all-gather": ring, "reduce-scatter": ring, "all-reduce": 2 * ring}
+        return self.bytes * rounds.get(self.kind, 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """What one device does in one call.
+
+    `hbm_bytes` is a model: each instruction reads its operands from HBM once and writes its result
+    there once, unless they lie in another memory; slices and updates in place move only their part.
+    Tiles are taken as unpadded, and a matrix product as reading each operand once.
+    """
+
+    collectives: tuple[Collective, ...]
+    hbm_bytes: int
+
+    def bytes_by_kind(self) -> dict[str, int]:
+        """Bytes of all executions, summed for each kind of collective that occurs."""
+        total = collections.Counter()
+        for each in self.collectives:
+            total[each.kind] += each.bytes * each.times
+        return dict(total)
+
+    @property
+    def wire_bytes(self) -> int:
+        """Bytes that one device sends over the interconnect in one call."""
+        return round(sum(each.wire_bytes * each.times for each in self.collectives))
+
+
+def read_program(text: str) -> Program:
+    """Reads the text of a compiled program (`jax.stages.Compiled.as_text()`).
+
+    Loops multiply what is in them by their trip count, 1 where it cannot be told. Of the branches
+    of a conditional the one that moves most counts. What is not understood is skipped; a text
+    without an ENTRY gives an empty Program.
+    """
+    module = _Module(text)
+    return module.cost(module.entry)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Array:
+    dtype: str
+    bytes: int
+    in_hbm: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class _Instruction:
+    name: str
+    shape: str
+    opcode: str
+    argument: str  # what stands between the parentheses
+    attributes: str
+
+    @functools.cached_property
+    def operands(self) -> tuple[str, ...]:
+        return tuple(_REFERENCE.findall(self.argument))
+
+    @functools.cached_property
+    def results(self) -> tuple[_Array, ...]:
+        """The arrays it makes: a -start also returns its operands and its semaphores."""
+        shape = self.shape
+        if self.opcode.endswith("-start") and self.opcode != "all-reduce-start":
+            elements = _elements(shape)
+            place = 0 if self.opcode == "copy-start" else 1
+            shape = elements[place] if len(elements) > 1 else shape
+        return _arrays(shape)
+
+    @functools.cached_property
+    def is_async_start(self) -> bool:
+        return 'custom_call_target="AsyncCollectiveStart"' in self.attributes
+
+    @functools.cached_property
+    def source(self) -> str:
+        found = re.search(r'op_name="([^"]*)"', self.attributes)
+        return found[1] if found else ""
+
+    def called(self, *names: str) -> str:
+        found = re.search(rf"\b(?:{'|'.join(names)})=%?([\w.\-]+)", self.attributes)
+        return found[1] if found else ""
+
+
+class _Computation:
+    def __init__(self, name: str, instructions: dict[str, _Instruction], root: str):
+        self.name, self.instructions = name, instructions
+        self.root = instructions.get(root)
+        self.users = collections.defaultdict(list)  # name -> (user, which operand)
+        self.parameters = {}  # index -> instruction
+        for each in instructions.values():
+            for place, operand in enumerate(each.operands):
+                self.users[operand].append((each, place))
+            if each.opcode == "parameter" and each.argument.strip().isdigit():
+                self.parameters[int(each.argument)] = each
+
+    def arrays(self, name: str) -> tuple[_Array, ...]:
+        found = self.instructions.get(name)
+        return found.results if found else ()
+
+    def operand(self, instruction: _Instruction, place: int) -> _Instruction | None:
+        names = instruction.operands
+        return self.instructions.get(names[place]) if place < len(names) else None
+
+
+class _Module:
+    def __init__(self, text: str):
+        self.computations, self.entry = _computations(text)
+        header = text.partition("\n")[0]
+        counts = re.findall(r"\b(?:num_partitions|replica_count)=(\d+)", header)
+        self.devices = math.prod(map(int, counts))
+        self.costs = {}
+
+    def cost(self, name: str) -> Program:
+        """What one execution of a computation does, with all that it calls."""
+        if name not in self.costs:
+            self.costs[name] = Program((), 0)  # stands for itself if it should call itself
+            self.costs[name] = self._cost(self.computations.get(name, _Computation("", {}, "")))
+        return self.costs[name]
+
+    def _cost(self, computation: _Computation) -> Program:
+        found, hbm_bytes, seen = [], 0, set()
+        for each in computation.instructions.values():
+            times, inner = 1, None
+            if each.opcode == "while":
+                times, inner = self.trip_count(each, computation), self.cost(each.called("body"))
+            elif each.opcode in ("call", "async-start"):
+                inner = self.cost(each.called("to_apply", "calls"))
+            elif each.opcode == "conditional":
+                inner = max(
+                    map(self.cost, _branches(each)),
+                    key=lambda branch: branch.hbm_bytes + branch.wire_bytes,
+                    default=None,
+                )
+            if inner:
+                found += [dataclasses.replace(c, times=c.times * times) for c in inner.collectives]
+                hbm_bytes += inner.hbm_bytes * times
+            else:
+                found += self.collectives(each, computation, seen)
+                hbm_bytes += self.traffic(each, computation)
+        return Program(tuple(found), hbm_bytes)
+
+    def trip_count(self, loop: _Instruction, computation: _Computation) -> int:
+        known = re.search(r'"?known_trip_count"?:\{"?n"?:"?(\d+)', loop.attributes)
+        if known:
+            return int(known[1])
+        condition = self.computations.get(loop.called("condition"))
+        if not condition:
+            return 1
+
+        def integer(value: _Instruction | None, path: list) -> int | None:
+            # path: the calls that lead to where the value stands, outermost first
+            where = path[-1][1]
+            if value is None:
+                return None
+            if value.opcode == "constant":
+                return int(value.argument) if value.argument.strip().isdigit() else None
+            if value.opcode in ("copy", "convert", "bitcast", "broadcast", "reshape"):
+                return integer(where.operand(value, 0), path)
+            if value.opcode == "parameter" and len(path) > 2 and value.argument.strip().isdigit():
+                call, _ = path[-1]
+                return integer(path[-2][1].operand(call, int(value.argument)), path[:-1])
+            index = re.search(r"\bindex=(\d+)", value.attributes)
+            if value.opcode == "get-tuple-element" and index and len(path) == 2:
+                initial = computation.operand(loop, 0)  # a bound that the loop carries unchanged
+                if initial and initial.opcode == "tuple":
+                    return integer(computation.operand(initial, int(index[1])), path[:1])
+            return None
+
+        def bounds(path: list):
+            for each in path[-1][1].instructions.values():
+                direction = re.search(r"\bdirection=(LT|LE|NE|GT|GE)", each.attributes)
+                if each.opcode == "compare" and direction:
+                    place = 0 if direction[1].startswith("G") else 1
+                    bound = integer(path[-1][1].operand(each, place), path)
+                    if bound is not None:
+                        yield bound + (direction[1] in ("LE", "GE"))
+                inner = self.computations.get(each.called("calls", "to_apply"))
+                if inner and len(path) < 8:
+                    yield from bounds([*path, (each, inner)])
+
+        return next(bounds([(None, computation), (loop, condition)]), 1)
+
+    def collectives(self, each: _Instruction, computation: _Computation, seen: set, caller=None):
+        """The collectives that an instruction executes; in a fusion, those not in `seen`.
+
+        An asynchronous collective has parts in several fusions, its start first, all with one
+        channel and one chain. The channel alone does not tell: those of shard_map are all 1.
+        """
+        if each.opcode == "fusion" and (inner := self.computations.get(each.called("calls"))):
+            for part in inner.instructions.values():
+                yield from self.collectives(part, inner, seen, each)
+            return
+        kind = each.opcode.removesuffix("-start")
+        if kind not in _KINDS:
+            return
+        whole = caller and computation.name.startswith("all-reduce-scatter")
+        if kind == "all-gather":
+            arrays = each.results
+        else:
+            arrays = [array for name in each.operands for array in computation.arrays(name)]
+        found = Collective(
+            kind="reduce-scatter" if whole else kind,
+            dtype=max(arrays, key=lambda array: array.bytes).dtype if arrays else "",
+            bytes=sum(array.bytes for array in arrays),
+            group=2 if kind == "collective-permute" else _group(each.attributes, self.devices),
+            times=1,
+            source=each.source or (caller.source if caller else ""),
+        )
+        if caller and not whole and "channel_id=" in each.attributes:
+            label = re.findall(r'\b(?:channel_id=|chain_id=")(\d+)', each.attributes)
+            key = (found, *label)
+            if key in seen:
+                return
+            seen.add(key)
+        yield found
+
+    def traffic(self, each: _Instruction, computation: _Computation) -> int:
+        """Bytes that an instruction which calls no program moves from and to HBM."""
+        if each.opcode in _FREE or each.opcode.endswith("-done"):
+            return 0
+        if re.search(rf'custom_call_target="(?:{"|".join(_FREE_TARGETS)})"', each.attributes):
+            return 0
+        read = {}  # an operand that stands there twice is read once
+        for place, name in enumerate(each.operands):
+            if any(array.in_hbm for array in computation.arrays(name)):
+                read[name] = max(read.get(name, 0), self.read(each, place, computation))
+        written = zip(self.written(each, computation), each.results, strict=False)
+        return sum(read.values()) + sum(size for size, array in written if array.in_hbm)
+
+    def read(self, each: _Instruction, place: int, computation: _Computation) -> int:
+        """Bytes of its operand `place` that an instruction reads, wherever that lies."""
+        arrays = computation.arrays(each.operands[place])
+        size = sum(array.bytes for array in arrays if array.in_hbm)
+        size = size or sum(array.bytes for array in arrays)
+        if each.opcode in _SLICES and place == 0:
+            return min(size, sum(array.bytes for array in each.results))
+        if each.opcode in _UPDATES and place == 0:
+            return 0
+        if each.opcode == "fusion" and (inner := self.computations.get(each.called("calls"))):
+            parameter = inner.parameters.get(place)
+            return min(size, self.read_by_users(parameter, inner)) if parameter else size
+        return size
+
+    def read_by_users(self, value: _Instruction, computation: _Computation) -> int:
+        """Bytes that a fused computation reads of one of its values."""
+        total = 0
+        for user, place in computation.users[value.name]:
+            if user.opcode in _RENAMES:
+                is_root = user is computation.root
+                total += _size(user) if is_root else self.read_by_users(user, computation)
+            elif user.opcode != "tuple" and not _later_part(user, computation):
+                total += self.read(user, place, computation)
+        return total
+
+    def written(self, each: _Instruction, computation: _Computation) -> list[int]:
+        """Bytes that an instruction writes of each array of its result."""
+        if each.opcode in _UPDATES:
+            update = computation.operand(each, _UPDATES[each.opcode])
+            return [_size(update) if update else 0]
+        if each.opcode == "fusion" and (inner := self.computations.get(each.called("calls"))):
+            if inner.root and inner.root.opcode == "tuple":
+                sizes = []
+                for name in inner.root.operands:
+                    part = inner.instructions.get(name)
+                    sizes += self.written_by_root(part, inner) if part else [0]
+                return sizes
+            if inner.root and _through_renames(inner.root, inner).opcode != "parameter":
+                return self.written_by_root(inner.root, inner)
+        return [array.bytes for array in each.results]
+
+    def written_by_root(self, root: _Instruction, computation: _Computation) -> list[int]:
+        root = _through_renames(root, computation)
+        if root.opcode == "parameter" or _later_part(root, computation):
+            return [0] * len(root.results)
+        if root.is_async_start:  # its operand, passed on, then what it gathers
+            return [0, *(array.bytes for array in root.results[1:])]
+        return self.written(root, computation)
+
+
+def _later_part(each: _Instruction, computation: _Computation) -> bool:
+    """Whether it goes on with an asynchronous collective, whose start has been counted."""
+    if each.opcode == "custom-call":
+        return 'custom_call_target="AsyncCollectiveDone"' in each.attributes
+    if each.opcode not in _KINDS or computation.name.startswith("all-reduce-scatter"):
+        return False
+    if computation.name.startswith("async_collective_fusion"):
+        return True
+    return any(_later_part(user, computation) for user, _ in computation.users[each.name])
+
+
+def _through_renames(each: _Instruction, computation: _Computation) -> _Instruction:
+    while each.opcode == "bitcast" and (operand := computation.operand(each, 0)):
+        each = operand
+    return each
+
+
+def _size(each: _Instruction) -> int:
+    return sum(array.bytes for array in each.results)
+
+
+def _branches(each: _Instruction) -> list[str]:
+    listed = re.search(r"branch_computations=\{([^}]*)\}", each.attributes)
+    if listed:
+        return _REFERENCE.findall(listed[1])
+    return re.findall(r"\b(?:true|false)_computation=%?([\w.\-]+)", each.attributes)
+
+
+def _group(attributes: str, devices: int) -> int:
+    """Devices in one group: {{0,1},{2,3}}, [2,2]<=[4], mesh['a'=2,'b'=2] {'b'}, or {} for all."""
+    if listed := re.search(r"replica_groups=\{\{([\d,]+)\}", attributes):
+        return listed[1].count(",") + 1
+    if iota := re.search(r"replica_groups=\[(?:\d+,)*(\d+)\]<=", attributes):
+        return int(iota[1])
+    if mesh := re.search(r"replica_groups=@?mesh\[([^\]]*)\]\s*\{([^}]*)\}", attributes):
+        sizes = dict(re.findall(r"['\"]?(\w+)['\"]?=(\d+)", mesh[1]))
+        axes = re.findall(r"['\"](\w+)['\"](?::\(\d+\)(\d+))?", mesh[2])
+        return math.prod(int(part or sizes.get(axis, 1)) for axis, part in axes)
+    return devices
+
+
+def _arrays(shape: str) -> tuple[_Array, ...]:
+    arrays = []
+    for dtype, dimensions, layout in _ARRAY.findall(shape):
+        bits = re.match(r"(?:bf|[fsuc])(\d+)", dtype)
+        bits = int(bits[1]) if bits else 8 * (dtype == "pred")
+        elements = math.prod(int(each) for each in re.findall(r"\d+", dimensions))
+        # S(1) is VMEM, the other numbers are scalar memory, semaphores or the host
+        arrays.append(_Array(dtype, math.ceil(elements * bits / 8), "S(" not in layout))
+    return tuple(arrays)
+
+
+def _elements(shape: str) -> list[str]:
+    """The elements of a tuple's shape, themselves perhaps tuples."""
+    elements, depth, start = [], 0, 1
+    for place, letter in enumerate(shape):
+        depth += (letter in "([{") - (letter in ")]}")
+        if (letter == "," and depth == 1) or (depth == 0 and place == len(shape) - 1):
+            elements.append(shape[start:place])
+            start = place + 1
+    return elements
+
+
+def _closing(text: str, start: int) -> int:
+    """The place after the parenthesis that closes the one at `start`, -1 if none does."""
+    depth = 0
+    for found in re.compile(r"[()]").finditer(text, start):
+        depth += 1 if found[0] == "(" else -1
+        if not depth:
+            return found.end()
+    return -1
+
+
+def _instruction(text: str) -> tuple[_Instruction, bool] | None:
+    """The instruction of a line and whether it is the root, None if the line is none."""
+    start = _START.match(text)
+    if not start:
+        return None
+    place = start.end()
+    end = _closing(text, place) if text.startswith("(", place) else text.find(" ", place)
+    opcode = _OPCODE.match(text, end) if end > 0 else None
+    close = _closing(text, opcode.end() - 1) if opcode else -1
+    if close < 0:
+        return None
+    argument = text[opcode.end() : close - 1]
+    each = _Instruction(start[2], text[place:end], opcode[1], argument, text[close:])
+    return each, bool(start[1])
+
+
+def _computations(text: str) -> tuple[dict[str, _Computation], str]:
+    """The computations by name, and the name of the entry.
+
+    An instruction may go on for several lines, which can begin with a brace: the metadata of a
+    Pallas kernel does. Only a line that is a brace and nothing else, in no string, ends one.
+    """
+    computations, entry = {}, ""
+    name, lines, in_string = None, [], False
+    for line in text.splitlines():
+        header = _HEADER.match(line)
+        if header:
+            name, lines, in_string = header[2], [], False
+            entry = name if header[1] else entry
+        elif name is not None and line == "}" and not in_string:
+            found = [each for each in map(_instruction, lines) if each]
+            root = next((each.name for each, is_root in found if is_root), "")
+            computations[name] = _Computation(name, {each.name: each for each, _ in found}, root)
+            name = None
+        elif name is not None:
+            if in_string or not _START.match(line):
+                lines[-1:] = ["\n".join([*lines[-1:], line])]
+            else:
+                lines.append(line)
+            if re.sub(r"\\.", "", line).count('"') % 2:
+                in_string = not in_string
+    return computations, entry

@@ -1,0 +1,58 @@
+"""The splash kernel, interpreted, attends as the plain einsum does."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from qalign_jax.models.attention import attend, packed_mask, splash_attend, takes_splash
+
+LENGTH, HEAD = 256, 128
+
+
+def inputs(heads, kv_heads):
+    rng = np.random.default_rng(0)
+    sizes = (heads, kv_heads, kv_heads)
+    q, k, v = (rng.normal(size=(2, LENGTH, n, HEAD)).astype(np.float32) for n in sizes)
+    segments = np.ones((2, LENGTH), np.int32)
+    segments[0, 100:] = 2
+    segments[1, 30:200] = 2
+    segments[:, 240:] = 0
+    return q, k, v, segments
+
+
+@pytest.mark.parametrize(("heads", "kv_heads", "window"), [(2, 2, 0), (4, 2, 0), (2, 1, 20)])
+def test_outputs_and_gradients_equal_the_plain_ones(heads, kv_heads, window):
+    *qkv, segments = inputs(heads, kv_heads)
+    weights = np.random.default_rng(1).normal(size=(2, LENGTH, heads, HEAD)).astype(np.float32)
+
+    def plain(q, k, v):
+        out = attend(q, k, v, packed_mask(segments, window))
+        return jnp.sum(out * weights), out
+
+    def splash(q, k, v):
+        out = splash_attend(q * HEAD**-0.5, k, v, segments, window, interpret=True)
+        return jnp.sum(out * weights), out
+
+    for found, expected in zip(
+        jax.tree.leaves(jax.grad(splash, argnums=(0, 1, 2), has_aux=True)(*qkv)),
+        jax.tree.leaves(jax.grad(plain, argnums=(0, 1, 2), has_aux=True)(*qkv)),
+        strict=True,
+    ):
+        np.testing.assert_allclose(found, expected, atol=1e-5 * np.abs(expected).max())
+
+
+def test_splash_is_taken_on_tpus_where_the_sizes_allow_it():
+    assert takes_splash("auto", "tpu", 512, 128)
+    assert not takes_splash("auto", "tpu", 500, 128)
+    assert not takes_splash("auto", "tpu", 512, 64)
+    assert not takes_splash("auto", "cpu", 512, 128)
+    assert takes_splash("splash", "cpu", 512, 128)
+    assert not takes_splash("plain", "tpu", 512, 128)
+
+
+def test_sizes_that_splash_cannot_tile_are_refused():
+    with pytest.raises(ValueError, match="multiples of 128, not 500 and 64"):
+        takes_splash("splash", "tpu", 500, 64)
+    with pytest.raises(ValueError, match="one of auto, plain, splash"):
+        takes_splash("flash", "tpu", 512, 128)
