@@ -45,6 +45,13 @@ setuptools.setup(
     ],
     extras_require={
         "tpu": ["jax[tpu]"],
-        "test": ["peft", "pytest", "ruff", "tiktoken", "torch"],
+        "test": [
+            "libtpu; platform_system == 'Linux' and platform_machine == 'x86_64'",
+            "peft",
+            "pytest",
+            "ruff",
+            "tiktoken",
+            "torch",
+        ],
     },
 )

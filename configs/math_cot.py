@@ -4,23 +4,27 @@
         --config.base=/models/Llama-2-7b-hf --config.paths.question_pairs=... \
         --config.paths.responses=... --config.paths.mgsm=... --config.paths.msvamp=...
 
-The argument names the model preset. Published mean over ten languages, mGSM / mSVAMP: stage II only
-38.4 / 46.2, both stages 49.6 / 57.2 for LLaMA2-7B; 43.9 / 51.8 and 57.1 / 62.6 for 13B.
+The argument names the model preset, and perhaps the TPU slice it is to run on, whose mesh it takes
+from configs/slices.py: llama2_70b,v5p-128. Published mean over ten languages, mGSM / mSVAMP: stage
+II only 38.4 / 46.2, both stages 49.6 / 57.2 for LLaMA2-7B; 43.9 / 51.8 and 57.1 / 62.6 for 13B.
 """
 
 from ml_collections import ConfigDict
 
-from qalign_jax.configs import common
+from qalign_jax.configs import common, slices
 from qalign_jax.models.presets import preset
 
 
 def get_config(arg: str = "llama2_7b") -> ConfigDict:
     """The paper's two stages, its baseline, and the evaluation."""
+    arg, _, slice_name = arg.partition(",")
     preset(arg)  # raises on a name that is not there
     stages = (
         "question_alignment", "response_alignment", "response_alignment_only", "evaluation",
     )  # fmt: skip
     config = common.recipe("math_cot_" + arg, stages)
+    if slice_name:
+        config.mesh = slices.mesh_for(arg, slice_name)
     config.base = "random"  # a Hugging Face or Orbax directory of the untuned model
     config.paths = ConfigDict({"question_pairs": "", "responses": "", "mgsm": "", "msvamp": ""})
     config.responses = "metamath"  # what reads paths.responses; gsm8k, gsm8kinstruct and jsonl too

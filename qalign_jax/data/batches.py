@@ -57,5 +57,9 @@ def rows_for(batch_size_examples: int, packed: PackedData, multiple_of: int = 1)
         raise ValueError(
             f"batch_size={batch_size_examples} and multiple_of={multiple_of} must be at least 1"
         )
-    rows = batch_size_examples / packed.stats["examples_per_row"]
+    return nearest_rows(batch_size_examples / packed.stats["examples_per_row"], multiple_of)
+
+
+def nearest_rows(rows: float, multiple_of: int) -> int:
+    """The nearest multiple, and at least one."""
     return max(1, round(rows / multiple_of)) * multiple_of

@@ -16,7 +16,7 @@ from jax.sharding import Mesh, NamedSharding
 from qalign_jax.decoding.proxy import FirstModel
 from qalign_jax.decoding.sampling import Sampling
 from qalign_jax.decoding.slots import Plan, advance, empty_slots, fill
-from qalign_jax.models.llama import LlamaConfig, param_specs
+from qalign_jax.models.llama import LlamaConfig, arithmetic_params, param_specs
 from qalign_jax.parallel.mesh import batch_shards
 
 # The loop comes back to the host after so many tokens at the latest, to hand over what finished.
@@ -236,14 +236,8 @@ class TextGenerator:
 
 
 def _held_params(config: LlamaConfig, params, mesh):
-    """On their devices, and matrices in the dtype of the arithmetic; the model casts no more."""
-    dtype = jnp.dtype(config.dtype)
-
-    def cast(path, leaf):
-        # the model reads these two in f32
-        return leaf if path[-1].key in ("embedding", "scale") else leaf.astype(dtype)
-
-    params = jax.tree_util.tree_map_with_path(cast, params)
+    """On their devices, and in the dtypes of the arithmetic."""
+    params = arithmetic_params(config, params)
     if mesh is None:
         return jax.tree.map(jnp.asarray, params)
     shardings = jax.tree.map(lambda spec: NamedSharding(mesh, spec), param_specs(config))

@@ -113,8 +113,7 @@ def parameter(module, name: str, shape, axes, scale: float | None) -> jax.Array:
     init = nn.initializers.ones if scale is None else nn.initializers.normal(scale)
     local = tuple(parallel.local(length, axis) for length, axis in zip(shape, axes))
     value = module.param(name, nn.with_logical_partitioning(init, axes), local, jnp.float32)
-    dtype = jnp.float32 if name in ("scale", "embedding") else jnp.dtype(config.dtype)
-    return parallel.gather(value.astype(dtype), axes)
+    return parallel.gather(value.astype(_arithmetic_dtype(config, name)), axes)
 
 
 class RMSNorm(nn.Module):
@@ -354,6 +353,19 @@ def empty_cache(config: LlamaConfig, batch: int, length: int):
     """A cache of zeros: a pair of [L, B, S, K, H] in the config's dtype."""
     shape = (config.n_layers, batch, length, config.n_kv_heads, config.head_size)
     return tuple(jnp.zeros(shape, jnp.dtype(config.dtype)) for _ in range(2))
+
+
+def arithmetic_params(config: LlamaConfig, params):
+    """The parameters in the dtype that the arithmetic reads them in; it then casts no more."""
+
+    def cast(path, leaf):
+        return leaf.astype(_arithmetic_dtype(config, path[-1].key))
+
+    return jax.tree_util.tree_map_with_path(cast, params)
+
+
+def _arithmetic_dtype(config: LlamaConfig, name: str):
+    return jnp.float32 if name in ("scale", "embedding") else jnp.dtype(config.dtype)
 
 
 CACHE_AXES = ("layers", "batch", "length", "kv_heads", "head_size")

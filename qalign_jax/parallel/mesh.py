@@ -12,6 +12,7 @@ import math
 import jax
 import numpy as np
 from jax import lax
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 # Outermost first: `data` may run between slices over DCN, `tensor` wants the fastest neighbours.
@@ -80,10 +81,30 @@ def make_mesh(spec: str, devices=None) -> Mesh:
             f"mesh {spec!r} makes {math.prod(sizes.values())} devices, but {len(devices)} are "
             "here; change the sizes, or give one of them as -1"
         )
-    shape = tuple(sizes[name] for name in AXES)
-    if devices == list(jax.devices()):
-        return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES))
-    return Mesh(np.asarray(devices).reshape(shape), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+    arranged = _arrange(tuple(sizes[name] for name in AXES), devices)
+    return Mesh(arranged, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def _arrange(shape: tuple[int, ...], devices: list) -> np.ndarray:
+    """The devices as an array of this shape, its axes along those of the torus where there is one.
+
+    Several slices are joined along `data`, whose sums alone go over DCN.
+    """
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    if slices > 1:
+        if shape[0] % slices:
+            raise ValueError(
+                f"{slices} slices are joined along data, which must be a multiple of {slices}, "
+                f"not {shape[0]}"
+            )
+        within = (shape[0] // slices, *shape[1:])
+        between = (slices, *(1 for _ in shape[1:]))
+        return mesh_utils.create_hybrid_device_mesh(
+            within, between, devices, allow_split_physical_axes=True
+        )
+    if devices[0].platform == "tpu":
+        return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+    return np.asarray(devices).reshape(shape)
 
 
 def spec_of(axes: tuple[str | None, ...]) -> PartitionSpec:

@@ -13,7 +13,14 @@ from flax import struct
 from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from qalign_jax.models.llama import Llama, LlamaConfig, abstract_params, init_params, param_specs
+from qalign_jax.models.llama import (
+    Llama,
+    LlamaConfig,
+    abstract_params,
+    arithmetic_params,
+    init_params,
+    param_specs,
+)
 from qalign_jax.parallel.mesh import BATCH, Parallelism, batch_shards, sharding_of
 from qalign_jax.training.optimizer import OptimizerConfig, make_optimizer
 
@@ -127,12 +134,15 @@ def loss_and_gradients(config: LlamaConfig, mesh: Mesh, micro_batches: int = 1):
         return jnp.sum(nll * rows["loss_weights"])
 
     def body(params, batch):
+        # the weights as the arithmetic reads them: their gradients then are as narrow, while all
+        # of them are in memory at once
+        weights = arithmetic_params(config, params)
         if micro_batches == 1:
-            total, gradients = jax.value_and_grad(local_loss)(params, batch)
+            total, gradients = jax.value_and_grad(local_loss)(weights, batch)
         else:
 
             def accumulate(carry, rows):
-                step = jax.value_and_grad(local_loss)(params, rows)
+                step = jax.value_and_grad(local_loss)(weights, rows)
                 return jax.tree.map(jnp.add, carry, step), None
 
             split = jax.tree.map(lambda a: a.reshape(micro_batches, -1, a.shape[-1]), batch)
@@ -141,7 +151,9 @@ def loss_and_gradients(config: LlamaConfig, mesh: Mesh, micro_batches: int = 1):
         trained = lax.psum(jnp.sum(batch["loss_weights"]), BATCH)
         share = 1 / jnp.maximum(trained, 1)
         gradients = jax.tree.map(
-            lambda gradient, spec: _sum_over(gradient, _batch_axes_left(spec)) * share,
+            lambda gradient, spec: (
+                _sum_over(gradient.astype(jnp.float32), _batch_axes_left(spec)) * share
+            ),
             gradients,
             specs,
         )

@@ -50,6 +50,9 @@ def test_larger_slices_are_of_the_same_chip():
     assert parse_slice("v5e-256").larger() == []
 
 
+pytest.importorskip("libtpu")
+
+
 def test_the_compilers_devices_make_one_v4_chip_one_device_and_slices_add_up():
     assert len(parse_slice("v4-8").devices()) == 4
     two = Slice("v5e", (4, 4), count=2)
