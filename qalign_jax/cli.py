@@ -37,8 +37,8 @@ def main(command: Callable[[list[str]], dict], define_flags: Callable[[], None])
             print(f"error: {error}", file=sys.stderr)
             sys.exit(1)
         except KeyboardInterrupt:
-            print("interrupted; run the same command again to go on", file=sys.stderr)
-            sys.exit(130)
+            print("interrupted; run the same command again to go on", file=sys.stderr, flush=True)
+            os._exit(130)  # or what still runs in the background would complain at length
         print(json.dumps(result, ensure_ascii=False), flush=True)
 
     define_flags()
@@ -84,12 +84,16 @@ class _Formatter(logging.PythonFormatter):
 
 
 def _parse(argv: list[str]) -> list[str]:
+    if {"--help", "-help", "-h", "-?"} & set(argv):
+        app.usage(shorthelp=True, writeto_stdout=True)
+        sys.exit(0)
     try:
         if "config" in flags.FLAGS:
             argv = _with_recipe(argv)
         return flags.FLAGS(argv)
     except (AttributeError, KeyError) as error:
-        _fail(f"the recipe has no key {error} to override (see its file)")
+        asked = str(error.args[0]).splitlines() if error.args else [str(error)]
+        _fail(f"the recipe has no key {' '.join(asked)} to override (see its file)")
     except (flags.Error, TypeError, ValueError) as error:
         # a recipe's own mistake comes wrapped in its traceback
         _fail(f"{str(error).strip().splitlines()[-1]} (see --help)")

@@ -1,4 +1,4 @@
-"""Converts a model between Hugging Face and this package; what the source is says which way.
+r"""Converts a model between Hugging Face and this package; what the source is says which way.
 
     python -m qalign_jax.convert --source=Llama-2-7b-hf --target=llama2-7b
     python -m qalign_jax.convert --source=runs/qalign/response_alignment --target=qalign-7b-hf \
@@ -10,9 +10,13 @@ merge a LoRA adapter, to read a large model faster, and to leave.
 """
 
 import json
+import math
 import os
+import re
+import socket
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from absl import flags
 from etils import epath
@@ -23,10 +27,22 @@ from qalign_jax.models import hf, lora, tensor_files
 from qalign_jax.models.tensor_files import TensorFiles
 from qalign_jax.parallel.mesh import make_mesh
 from qalign_jax.reporting import model_card
-from qalign_jax.training.checkpoints import STORED, Model, load_model, save_model, stage_and_step
+from qalign_jax.training.checkpoints import (
+    STORED,
+    UNFINISHED,
+    Model,
+    absolute,
+    load_model,
+    save_model,
+    stage_and_step,
+)
 
-# In a target that is being written; one that holds it is no model yet, and may be written anew.
-UNFINISHED = "conversion.unfinished"
+# What a target that is being written holds in UNFINISHED: who writes it.
+_OWNER = f"{socket.gethostname()} {os.getpid()}"
+_WRITTEN = re.compile(
+    rf"{UNFINISHED}|model.*\.safetensors|model\.safetensors\.index\.json|(generation_)?config\.json|"
+    r"tokenizer.*|special_tokens_map\.json|README\.md|model\.json|stage\.json|checkpoints"
+)
 
 
 def convert(
@@ -55,13 +71,14 @@ def convert(
       ValueError: no model, a broken one, or a target that is something else already; before any
         device is used.
     """
-    source, target = epath.Path(source), epath.Path(target)
-    _refuse_occupied(target)
+    source, target = absolute(source), absolute(target)
+    _check_target(source, target)
     imports = hf.is_hf_directory(source)
     if adapter and not imports:
         raise ValueError(f"--adapter: {source} is no Hugging Face directory to merge it into")
     if imports:
-        made_from, model = _read(source, adapter, dtype, mesh)
+        made_from, model = _read(source, adapter and absolute(adapter), dtype, mesh)
+        _check_finite(model)
         _begin(target)
         save_model(target, model)
         _write_json(target / "stage.json", {"made_from": made_from})
@@ -69,8 +86,11 @@ def convert(
         devices = make_mesh(mesh, jax.local_devices())
         model = load_model(source, mesh=devices, param_dtype=dtype or STORED)
         files = model.tokenizer.hugging_face_files()
+        _check_finite(model)
         _begin(target)
         _export(model, files, stage_and_step(source), target, shard_bytes)
+    if (target / UNFINISHED).read_text() != _OWNER:
+        raise ValueError(f"{target}: another conversion wrote there too; convert once more")
     (target / UNFINISHED).unlink()
     stored = _dtype(model)
     return {
@@ -117,17 +137,53 @@ def _write_json(path: epath.Path, content: dict) -> None:
     path.write_text(json.dumps(content, indent=2) + "\n")
 
 
-def _refuse_occupied(target: epath.Path) -> None:
+def _check_finite(model: Model) -> None:
+    for path, leaf in jax.tree_util.tree_leaves_with_path(model.params):
+        if not jnp.isfinite(leaf).all():
+            name = "/".join(part.key for part in path)
+            raise ValueError(
+                f"{name} holds values that are not finite in {leaf.dtype}; "
+                "float16 ends at 65,504, take bfloat16 or float32, or mend the source"
+            )
+
+
+def _check_target(source: epath.Path, target: epath.Path) -> None:
+    if source == target or source in target.parents or target in source.parents:
+        raise ValueError(f"--target={target} and --source={source} lie in each other")
     occupied = target.exists() and (not target.is_dir() or any(target.iterdir()))
-    if occupied and not (target / UNFINISHED).exists():
+    if not occupied:
+        return
+    if not (target / UNFINISHED).exists():
         raise ValueError(f"--target={target} is there already; name another folder")
+    host, _, process = (target / UNFINISHED).read_text().partition(" ")
+    if host == socket.gethostname() and process.isdigit() and _is_alive(int(process)):
+        raise ValueError(f"--target={target}: another conversion (process {process}) writes there")
+    strange = [path.name for path in target.iterdir() if not _WRITTEN.fullmatch(path.name)]
+    if strange:
+        raise ValueError(
+            f"--target={target} is an unfinished conversion that holds {strange[0]!r}, which no "
+            "conversion writes; name another folder"
+        )
 
 
 def _begin(target: epath.Path) -> None:
-    if target.exists() and (target / UNFINISHED).exists():
-        target.rmtree()
-    target.mkdir(parents=True, exist_ok=True)
-    (target / UNFINISHED).write_text("This folder is no model yet: its conversion has not ended.\n")
+    try:
+        if (target / UNFINISHED).exists():
+            target.rmtree()  # it holds what conversions write, and nothing else
+        target.mkdir(parents=True, exist_ok=True)
+        (target / UNFINISHED).write_text(_OWNER)
+    except OSError as error:
+        raise ValueError(f"--target={target}: cannot be written ({error.strerror})") from None
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return process != os.getpid()
 
 
 def define_flags() -> None:
@@ -157,6 +213,8 @@ def define_flags() -> None:
 
 
 def _command(_) -> dict:
+    if not math.isfinite(flags.FLAGS.shard_gb):
+        raise ValueError(f"--shard_gb={flags.FLAGS.shard_gb}: expected a size")
     return convert(
         flags.FLAGS.source,
         flags.FLAGS.target,

@@ -80,6 +80,8 @@ def generate(request: Request, prompts: str | os.PathLike, output: str | os.Path
     """
     if os.path.abspath(prompts) == os.path.abspath(output):
         raise ValueError(f"--output={output} is the file of the prompts; give it another name")
+    if epath.Path(output).is_dir():
+        raise ValueError(f"--output={output} is a folder; name a file")
     rows = read_prompts(prompts)
     models = _load(request)
     tokenizer, tuned = models[0].tokenizer, models[1 if request.expert else 0]

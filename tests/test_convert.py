@@ -1,6 +1,8 @@
 """From Hugging Face and back, without a bit changed; and what half a conversion is."""
 
 import json
+import os
+import socket
 import subprocess
 import sys
 
@@ -8,6 +10,7 @@ import jax
 import numpy as np
 import peft
 import pytest
+import safetensors.numpy
 import torch
 import transformers
 
@@ -148,7 +151,7 @@ def test_half_an_export_is_no_model_and_is_written_anew(tmp_path, model_file, mo
         with pytest.raises(KeyboardInterrupt):
             convert(ours, back)
     assert (back / "model.safetensors").exists() and (back / UNFINISHED).exists()
-    with pytest.raises(ValueError, match="no model here"):
+    with pytest.raises(ValueError, match="its conversion has not ended"):
         load_model(back)
     with pytest.raises((OSError, ValueError)):
         transformers.AutoModelForCausalLM.from_pretrained(back)
@@ -168,9 +171,54 @@ def test_a_target_that_is_something_else_is_left_alone(tmp_path, model_file):
     (target / "thesis.tex").write_text("years of work")
     with pytest.raises(ValueError, match="target is there already"):
         convert(theirs, target)
-    with pytest.raises(ValueError, match="is there already"):
-        convert(theirs, theirs)
     assert (target / "thesis.tex").read_text() == "years of work"
+
+
+def test_a_target_that_another_conversion_writes_is_left_to_it(tmp_path, model_file):
+    theirs, target = tmp_path / "theirs", tmp_path / "target"
+    save("llama2_7b", theirs, model_file)
+    target.mkdir()
+    (target / UNFINISHED).write_text(f"{socket.gethostname()} {os.getppid()}")
+    with pytest.raises(ValueError, match="another conversion"):
+        convert(theirs, target)
+    (target / UNFINISHED).write_text(f"{socket.gethostname()} 999999999")  # it has died
+    (target / "notes.txt").write_text("mine")
+    with pytest.raises(ValueError, match=r"holds 'notes\.txt', which no conversion writes"):
+        convert(theirs, target)
+    (target / "notes.txt").unlink()
+    convert(theirs, target)
+
+
+def test_source_and_target_in_each_other_are_refused(tmp_path, model_file):
+    save("llama2_7b", tmp_path / "outer" / "theirs", model_file)
+    for target in (tmp_path / "outer", tmp_path / "outer" / "theirs" / "inner"):
+        with pytest.raises(ValueError, match="lie in each other"):
+            convert(tmp_path / "outer" / "theirs", target)
+
+
+def test_values_that_a_dtype_cannot_hold_are_refused_by_name(tmp_path, model_file):
+    theirs = tmp_path / "theirs"
+    save("llama2_7b", theirs, model_file)
+    tensors = safetensors.numpy.load_file(theirs / "model.safetensors")
+    tensors["model.layers.1.mlp.up_proj.weight"][3, 4] = 1e6
+    safetensors.numpy.save_file(tensors, theirs / "model.safetensors")
+    convert(theirs, tmp_path / "wide", dtype="bfloat16")
+    with pytest.raises(ValueError, match="layers/mlp/up holds values that are not finite"):
+        convert(theirs, tmp_path / "narrow", dtype="float16")
+    assert not (tmp_path / "narrow").exists()
+
+
+def test_relative_paths_and_the_folder_itself_are_taken(tmp_path, model_file, monkeypatch):
+    save("llama2_7b", tmp_path / "theirs", model_file)
+    monkeypatch.chdir(tmp_path)
+    convert("theirs", "ours")
+    monkeypatch.chdir(tmp_path / "ours")
+    convert(".", "../back")
+    monkeypatch.chdir(tmp_path / "ours" / "checkpoints")
+    convert("0", "../../again")
+    for path in ("back", "again"):
+        assert_same_tensors(tmp_path / "theirs", tmp_path / path)
+        assert "These are the weights of `ours`" in (tmp_path / path / "README.md").read_text()
 
 
 def test_a_source_that_is_no_model_leaves_no_target(tmp_path):
@@ -230,7 +278,7 @@ def _recipe(init, file, cache):
 
 
 def test_the_command_ends_with_status_2_and_one_line(tmp_path):
-    command = [sys.executable, "-m", "qalign_jax.convert", f"--source={tmp_path}"]
+    command = [sys.executable, "-m", "qalign_jax.convert", f"--source={tmp_path / 'none'}"]
     ended = subprocess.run(
         [*command, f"--target={tmp_path / 'target'}"], capture_output=True, text=True
     )

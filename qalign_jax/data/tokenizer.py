@@ -132,6 +132,8 @@ class HuggingFaceTokenizer(Tokenizer):
 
     def _id(self, token: int | str, origin: str) -> int:
         number = token if isinstance(token, int) else self._tokenizer.token_to_id(token)
+        if isinstance(number, int) and not 0 <= number < self.vocab_size:
+            raise ValueError(f"{origin} has no id {number}, which the files beside it name")
         if number is None:
             raise ValueError(f"{origin} has no token {token!r}, which the files beside it name")
         return number
@@ -214,10 +216,13 @@ def _special(directory: epath.Path, kind: str) -> int | str:
             values = json.loads(file.read_text(encoding="utf-8"))
         except ValueError as error:
             raise ValueError(f"{file} is not JSON ({error}); download it again") from None
-        if token := _content(values.get(f"{kind}_token")):
+        if not isinstance(values, dict):
+            raise ValueError(f"{file} is not a JSON object; download it again")
+        token = _content(values.get(f"{kind}_token"))
+        if isinstance(token, str) and token:
             return token
         number = values.get(f"{kind}_token_id")
-        if isinstance(number, list):  # LLaMA3 lists several ends; the first is the base model's
+        if number and isinstance(number, list):  # LLaMA3 lists several; the first is the base's
             number = number[0]
         if isinstance(number, int):
             return number

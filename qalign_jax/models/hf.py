@@ -72,27 +72,45 @@ def read_config(path) -> LlamaConfig:
     for key, meant in MUST_BE.items():
         if raw.get(key, meant) not in (meant, None):
             raise ValueError(f"{file}: {key} is {raw[key]!r}; only {meant!r} is known here")
+    try:
+        return _shape(file, raw, kind)
+    except (AttributeError, KeyError, TypeError, ZeroDivisionError) as error:
+        raise ValueError(f"{file}: a value has the wrong type, or is missing ({error!r})") from None
+
+
+def _shape(file, raw: dict, kind: str) -> LlamaConfig:
     number = functools.partial(_number, file, raw)
     heads, d_model = number("num_attention_heads"), number("hidden_size")
+    kv_heads = number("num_key_value_heads", heads)
+    if heads % kv_heads:
+        raise ValueError(
+            f"{file}: num_key_value_heads is {kv_heads}, which does not divide the {heads} heads"
+        )
+    tied = raw.get("tie_word_embeddings", False)
+    if not isinstance(tied, bool):
+        raise ValueError(f"{file}: tie_word_embeddings is {tied!r}; expected true or false")
     return LlamaConfig(
         vocab_size=number("vocab_size"),
         d_model=d_model,
         n_layers=number("num_hidden_layers"),
         n_heads=heads,
-        n_kv_heads=number("num_key_value_heads", heads),
+        n_kv_heads=kv_heads,
         d_ff=number("intermediate_size"),
         head_size=number("head_dim", d_model // heads),
         max_length=number("max_position_embeddings", 4096),
-        norm_eps=float(raw.get("rms_norm_eps", 1e-6)),
-        sliding_window=number("sliding_window", 0) if kind == "mistral" else 0,
-        tied=bool(raw.get("tie_word_embeddings", False)),
+        norm_eps=_real(file, raw, "rms_norm_eps", 1e-6),
+        sliding_window=number("sliding_window", 0, 0) if kind == "mistral" else 0,
+        tied=tied,
         **_read_rope(file, raw),
     )
 
 
 def read_template(path) -> str:
     """The prompt template of a model that was trained here; the paper's where nothing is said."""
-    return _read_json(path).get("prompt_template", "paper")
+    template = _read_json(path).get("prompt_template", "paper")
+    if not isinstance(template, str):
+        raise ValueError(f"{path}/config.json: prompt_template is {template!r}; expected text")
+    return template
 
 
 def config_json(config: LlamaConfig, dtype, tokenizer, template: str) -> dict:
@@ -155,32 +173,42 @@ def _read_json(path) -> dict:
     return raw
 
 
-def _number(file, raw: dict, key: str, default: int | None = None) -> int:
+def _number(file, raw: dict, key: str, default: int | None = None, least: int = 1) -> int:
     value = raw.get(key)
     if value is None:
         value = default
     if value is None:
         raise ValueError(f"{file}: the key {key!r} is missing")
-    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-        raise ValueError(f"{file}: {key} is {value!r}; expected a whole number")
+    if not isinstance(value, int) or isinstance(value, bool) or not least <= value < 10**7:
+        raise ValueError(f"{file}: {key} is {value!r}; expected a whole number from {least}")
     return value
+
+
+def _real(file, raw: dict, key: str, default: float | None = None) -> float:
+    value = raw.get(key, default)
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
+        raise ValueError(f"{file}: {key} is {value!r}; expected a number above 0")
+    return float(value)
 
 
 def _read_rope(file, raw: dict) -> dict:
     rope = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
-    theta = float(rope.get("rope_theta", raw.get("rope_theta", 10_000.0)))
+    theta = _real(file, {"rope_theta": raw.get("rope_theta", 10_000.0)} | rope, "rope_theta")
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind == "default":
         return {"rope_theta": theta}
     if kind == "linear":
-        return {"rope_theta": theta, "rope_scaling": RopeScaling("linear", float(rope["factor"]))}
+        return {
+            "rope_theta": theta,
+            "rope_scaling": RopeScaling("linear", _real(file, rope, "factor")),
+        }
     if kind == "llama3":
         scaling = RopeScaling(
             "llama3",
-            float(rope["factor"]),
-            float(rope["low_freq_factor"]),
-            float(rope["high_freq_factor"]),
-            int(rope["original_max_position_embeddings"]),
+            _real(file, rope, "factor"),
+            _real(file, rope, "low_freq_factor"),
+            _real(file, rope, "high_freq_factor"),
+            _number(file, rope, "original_max_position_embeddings"),
         )
         return {"rope_theta": theta, "rope_scaling": scaling}
     raise ValueError(f"{file}: rope type {kind!r}; default, linear and llama3 are known")

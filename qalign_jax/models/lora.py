@@ -104,6 +104,8 @@ class MergedTensors:
 
 def _read_config(folder) -> dict:
     file = folder / "adapter_config.json"
+    if not file.exists():
+        raise ValueError(f"{folder}: no LoRA adapter here, there is no adapter_config.json")
     try:
         config = json.loads(file.read_text())
         config["lora_alpha"] = float(config["lora_alpha"])

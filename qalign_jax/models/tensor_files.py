@@ -7,6 +7,7 @@ a JSON header in front of the raw values (https://github.com/huggingface/safeten
 
 import dataclasses
 import hashlib
+import itertools
 import json
 import math
 from collections.abc import Iterable, Mapping
@@ -124,9 +125,14 @@ def read_header(path: epath.Path) -> dict[str, Entry]:
     for name, found in header.items():
         try:
             kind, (begin, end) = found["dtype"], found["data_offsets"]
-            shape = tuple(int(size) for size in found["shape"])
+            shape = tuple(found["shape"])
+            malformed = min(begin, end, *shape) < 0 or not all(
+                isinstance(number, int) for number in (begin, end, *shape)
+            )
         except (KeyError, TypeError, ValueError):
-            raise ValueError(f"{path}: the header's entry of {name} is malformed") from None
+            malformed = True
+        if malformed or not isinstance(kind, str):
+            raise ValueError(f"{path}: the header's entry of {name} is malformed")
         if kind not in DTYPES:
             raise ValueError(
                 f"{path}: the tensor {name} is {kind}; {', '.join(DTYPES)} are read. A quantised "
@@ -143,6 +149,12 @@ def read_header(path: epath.Path) -> dict[str, Entry]:
                 f"{path}: the file ends inside the tensor {name} ({length} bytes, and it should "
                 f"reach {8 + size + end}); download it again"
             )
+    if not entries:
+        raise ValueError(f"{path}: it holds no tensors; download it again")
+    ordered = sorted(entries.items(), key=lambda item: item[1].start)
+    for (_, before), (name, entry) in itertools.pairwise(ordered):
+        if entry.start < before.start + before.bytes:
+            raise ValueError(f"{path}: the tensor {name} overlaps another; download it again")
     return entries
 
 

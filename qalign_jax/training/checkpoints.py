@@ -23,6 +23,7 @@ from qalign_jax.parallel.mesh import make_mesh, sharding_of
 from qalign_jax.training.step import TrainState
 
 STORED = "stored"  # the weights' dtype on disk
+UNFINISHED = "conversion.unfinished"  # in a folder that a conversion still writes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +41,7 @@ class Checkpoints:
 
     def __init__(self, stage_dir, every: int, keep: int = 1):
         self.every = every
-        self._root = _absolute(stage_dir) / "checkpoints"
+        self._root = absolute(stage_dir) / "checkpoints"
         self._checkpointer = ocp.training.Checkpointer(
             self._root,
             save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
@@ -102,7 +103,7 @@ def save_model(stage_dir, model: Model) -> None:
     context.array.saving.storage_options.chunk_byte_size = 64 << 20
     with context:
         ocp.save_checkpointables(
-            _absolute(stage_dir) / "checkpoints" / "0", {"params": model.params}
+            absolute(stage_dir) / "checkpoints" / "0", {"params": model.params}
         )
 
 
@@ -122,7 +123,7 @@ def load_model(
     Raises:
       ValueError: there is no model, or a part of it is missing.
     """
-    path = _absolute(path)
+    path = absolute(path)
     mesh = mesh or make_mesh("", jax.local_devices()[:1])
     param_dtype = param_dtype or dtype or "float32"
     if hf.is_hf_directory(path):
@@ -142,10 +143,14 @@ def load_model(
     config = _with_dtype(config, dtype)
     shapes, axes = abstract_params(config)
     step_dir = stage_dir / "checkpoints" / str(step)
+    try:
+        stored = ocp.checkpointables_metadata(step_dir).metadata["params"]
+        _check_stored(stored, shapes)
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"{step_dir}: not a checkpoint of this model ({reason})") from None
     if param_dtype == STORED:
-        param_dtype = (
-            ocp.checkpointables_metadata(step_dir).metadata["params"]["norm"]["scale"].dtype
-        )
+        param_dtype = stored["norm"]["scale"].dtype
     wanted = jax.tree.map(
         lambda leaf, leaf_axes: jax.ShapeDtypeStruct(
             leaf.shape, param_dtype, sharding=sharding_of(mesh, leaf_axes)
@@ -158,20 +163,31 @@ def load_model(
     return Model(config, loaded["params"], load_tokenizer(stage_dir / "tokenizer"), template)
 
 
+def _check_stored(stored, shapes) -> None:
+    def check(path, found, expected):
+        if tuple(found.shape) != tuple(expected.shape):
+            name = "/".join(part.key for part in path)
+            raise ValueError(
+                f"{name} has shape {found.shape}, model.json makes it {expected.shape}"
+            )
+
+    jax.tree_util.tree_map_with_path(check, stored, shapes)
+
+
 def read_shape(path) -> LlamaConfig:
     """The shape of the model in a directory that `load_model` takes; no weight is read.
 
     Raises:
       ValueError: there is no model.
     """
-    path = _absolute(path)
+    path = absolute(path)
     if hf.is_hf_directory(path):
         return hf.read_config(path)
     return _read_card(stage_and_step(path)[0])[0]
 
 
-def _absolute(path) -> epath.Path:
-    """Orbax takes no relative paths."""
+def absolute(path) -> epath.Path:
+    """The path from the root, `~` expanded: Orbax takes no other."""
     path = epath.Path(path)
     return path if "://" in str(path) else epath.Path(os.path.abspath(path.expanduser()))
 
@@ -181,11 +197,14 @@ def _with_dtype(config: LlamaConfig, dtype: str | None) -> LlamaConfig:
 
 
 def _read_card(stage_dir) -> tuple[LlamaConfig, str]:
-    card = json.loads((stage_dir / "model.json").read_text())
-    shape = card["model"]
-    if shape["rope_scaling"] is not None:
-        shape["rope_scaling"] = RopeScaling(**shape["rope_scaling"])
-    return LlamaConfig(**shape), card["template"]
+    try:
+        card = json.loads((stage_dir / "model.json").read_text())
+        shape = card["model"]
+        if shape["rope_scaling"] is not None:
+            shape["rope_scaling"] = RopeScaling(**shape["rope_scaling"])
+        return LlamaConfig(**shape), card["template"]
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{stage_dir / 'model.json'}: not a model's ({error!r})") from None
 
 
 def stage_and_step(path) -> tuple[epath.Path, int]:
@@ -194,14 +213,20 @@ def stage_and_step(path) -> tuple[epath.Path, int]:
     Raises:
       ValueError: there is no such thing, or no step is complete.
     """
-    above = (path, path.parent, path.parent.parent)
-    stage_dir = next((folder for folder in above if (folder / "model.json").exists()), None)
-    if stage_dir is None:
+    if path.name == "checkpoints":
+        stage_dir = path.parent
+    elif path.parent.name == "checkpoints" and path.name.isdigit():
+        stage_dir = path.parent.parent
+    else:
+        stage_dir = path
+    if (stage_dir / UNFINISHED).exists():
+        raise ValueError(f"{stage_dir}: its conversion has not ended; convert it once more")
+    if not (stage_dir / "model.json").exists() or not path.is_dir():
         raise ValueError(
             f"{path}: no model here; expected a stage's folder of a run (with model.json and "
             "checkpoints/) or a Hugging Face directory (with config.json)"
         )
-    if stage_dir == path.parent.parent:
+    if path.name.isdigit() and stage_dir != path:
         return stage_dir, int(path.name)
     steps = [
         int(step.name) for step in (stage_dir / "checkpoints").glob("*") if step.name.isdigit()

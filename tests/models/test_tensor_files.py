@@ -130,6 +130,28 @@ def test_an_index_that_promises_what_is_not_there_is_named(tmp_path):
         TensorFiles(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ({"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}, "the tensor b overlaps another"),
+        ({"dtype": "F32", "shape": [1], "data_offsets": [-4, 0]}, "entry of b is malformed"),
+        ({"dtype": ["F32"], "shape": [1], "data_offsets": [4, 8]}, "entry of b is malformed"),
+        ({"dtype": "F32", "shape": [1], "data_offsets": ["4", "8"]}, "entry of b is malformed"),
+        (
+            {"dtype": "F32", "shape": [2], "data_offsets": [4, 8]},
+            "b has 4 bytes, its shape",
+        ),
+        ({"dtype": "F32"}, "entry of b is malformed"),
+    ],
+)
+def test_a_header_that_makes_no_sense_is_refused(entry, message, tmp_path):
+    header = {"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}, "b": entry}
+    text = json.dumps(header).encode()
+    (tmp_path / "model.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + bytes(8))
+    with pytest.raises(ValueError, match=message):
+        TensorFiles(tmp_path)
+
+
 def test_a_quantised_tensor_is_refused(tmp_path):
     safetensors.numpy.save_file({"q": np.zeros(3, np.int8)}, tmp_path / "model.safetensors")
     with pytest.raises(ValueError, match=r"the tensor q is I8.*unquantised"):
