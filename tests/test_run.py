@@ -41,17 +41,22 @@ def test_a_mistake_exits_with_2_and_one_line(arguments, message, tmp_path):
     assert not (tmp_path / "runs").exists()
 
 
-@pytest.mark.parametrize("module", ["run", "prepare", "generate", "score", "report"])
-def test_help_names_the_flags_and_what_they_take(module, tmp_path):
+@pytest.mark.parametrize(
+    "module, flag",
+    [
+        ("run", "--config"),
+        ("prepare", "--config"),
+        ("generate", "--antiexpert"),
+        ("score", "--predictions"),
+        ("report", "--workdir"),
+        ("convert", "--adapter"),
+        ("fits", "--topology"),
+    ],
+)
+def test_help_names_the_flags_and_what_they_take(module, flag, tmp_path):
     ended = command("--help", module=module, cwd=tmp_path)
-    flags = {
-        "run": "--config",
-        "prepare": "--config",
-        "generate": "--antiexpert",
-        "score": "--predictions",
-        "report": "--workdir",
-    }
-    assert flags[module] in ended.stdout and "Traceback" not in ended.stderr
+    assert ended.returncode == 0 and "Traceback" not in ended.stderr
+    assert flag in ended.stdout
 
 
 @pytest.mark.slow
