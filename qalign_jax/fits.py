@@ -454,6 +454,7 @@ def _range(low: float | None, high: float | None, unit: str = "") -> str:
 
 
 def _command(_) -> dict:
+    jax.config.update("jax_platforms", "cpu")  # libtpu is here to compile, not to look for a TPU
     values = flags.FLAGS
     where = parse_slice(values.topology, values.slices)
     result = fits(
