@@ -138,8 +138,9 @@ def _write_json(path: epath.Path, content: dict) -> None:
 
 
 def _check_finite(model: Model) -> None:
+    is_finite = jax.jit(lambda array: jnp.isfinite(array).all())  # in one pass, nothing stored
     for path, leaf in jax.tree_util.tree_leaves_with_path(model.params):
-        if not jnp.isfinite(leaf).all():
+        if not is_finite(leaf):
             name = "/".join(part.key for part in path)
             raise ValueError(
                 f"{name} holds values that are not finite in {leaf.dtype}; "
