@@ -16,7 +16,7 @@ MESHES = {
     ("llama3_8b", "v5e:4x4"): "fsdp:4x4",
     ("mistral_7b", "v5e:4x4"): "fsdp:4x4",
     ("llama2_13b", "v4:2x2x4"): "fsdp:4x4",
-    ("llama2_13b", "v5e:8x8"): "fsdp:8x8",
+    ("llama2_13b", "v5e:8x8"): "fsdp:16,tensor:4",
     ("llama2_13b", "v6e:4x4"): "fsdp:4x4",
     ("llama2_70b", "v4:4x4x8"): "fsdp:32,tensor:4",
     ("llama2_70b", "v5p:2x2x4"): "fsdp:4,tensor:4",

@@ -249,10 +249,10 @@ def fits(
     for name in names:
         stage = config[name]
         if stage.kind == "train":
-            job = _training_job(config, name, where, examples_per_row)
+            job = _training_job(config, name, examples_per_row)
             if job not in done:
                 _say(f"{name}: compiling the training step")
-                done[job] = compile_training(job.model, where, job.setting, job.rows, job.length)
+                done[job] = _compile_job(job, where, job.setting)
             compiled = done[job]
             results[name] = compiled.to_json()
             if sweep:
@@ -292,7 +292,7 @@ class _Job:
 
     model: LlamaConfig
     setting: Setting
-    rows: int
+    rows: float  # about so many; the nearest that the mesh divides are compiled
     length: int
 
 
@@ -304,14 +304,13 @@ def _chosen(config, stages) -> list[str]:
     return [name for name in names if not stages or name in stages]
 
 
-def _training_job(config, name: str, where: Slice, examples_per_row: float) -> _Job:
+def _training_job(config, name: str, examples_per_row: float) -> _Job:
     stage = config[name]
     model = _shape(config, stage.init, stage.preset)
     if stage.dtype:
         model = dataclasses.replace(model, dtype=stage.dtype)
     setting = Setting(config.mesh, stage.remat or model.remat, stage.micro_batches)
-    multiple = rows_multiple(make_mesh(config.mesh, where.devices()), stage.micro_batches)
-    rows = stage.rows or nearest_rows(stage.batch_size / examples_per_row, multiple)
+    rows = stage.rows or stage.batch_size / examples_per_row
     return _Job(model, setting, rows, stage.length)
 
 
@@ -361,60 +360,69 @@ def _two(shape: tuple[int, ...]) -> tuple[int, int]:
 
 
 def _settings(job: _Job, where: Slice, remats) -> Iterator[Setting]:
-    for mesh in dict.fromkeys((job.setting.mesh, *meshes(where, job.model))):
+    """Whole batches first, then as many micro-batches as there are rows."""
+    seen = set()
+    for spec in (job.setting.mesh, *meshes(where, job.model)):
         try:
-            multiple = rows_multiple(make_mesh(mesh, where.devices()), 1)
+            mesh = make_mesh(spec, where.devices())
         except ValueError:
             continue
-        parts = job.rows // multiple if job.rows % multiple == 0 else 0
-        micro_batches = [n for n in (1, 2, 4, 8, 16, 32) if parts and parts % n == 0]
-        for micro_batch in micro_batches:
+        if tuple(mesh.shape.items()) in seen:
+            continue
+        seen.add(tuple(mesh.shape.items()))
+        most = nearest_rows(job.rows, rows_multiple(mesh, 1)) // rows_multiple(mesh, 1)
+        for micro_batches in dict.fromkeys((1, most)):
             for remat in remats:
-                yield Setting(mesh, remat, micro_batch)
+                yield Setting(spec, remat, micro_batches)
 
 
-def _attempt(job: _Job, where: Slice, setting: Setting) -> tuple[Setting, Compiled] | None:
+def _compile_job(job: _Job, where: Slice, setting: Setting) -> Compiled:
+    mesh = make_mesh(setting.mesh, where.devices())
+    rows = nearest_rows(job.rows, rows_multiple(mesh, setting.micro_batches))
+    return compile_training(job.model, where, setting, rows, job.length)
+
+
+def _attempt(job: _Job, where: Slice, setting: Setting) -> dict | None:
+    """The setting and what it compiles to, if it fits."""
     _say(f"trying {where.name} {setting}")
     try:
-        return setting, compile_training(job.model, where, setting, job.rows, job.length)
-    except ValueError as error:
-        _say(str(error))
+        compiled = _compile_job(job, where, setting)
+    except (ValueError, jax.errors.JaxRuntimeError) as error:  # the compiler has bugs of its own
+        _say(str(error).splitlines()[0])
         return None
+    if not compiled.fits:
+        return None
+    return {"topology": where.name} | dataclasses.asdict(setting) | compiled.to_json()
 
 
-def _suggest(job: _Job, where: Slice, most: int = 8) -> list[dict]:
-    """Settings that fit, best first: on this slice with less in memory, then on larger ones."""
-    found, tried = [], 0
+def _suggest(job: _Job, where: Slice) -> list[dict]:
+    """Settings that fit, best first: on this slice with less in memory, else on a larger one."""
+    own = make_mesh(job.setting.mesh, where.devices()).shape
     for slice_ in (where, *where.larger()):
+        if job.model.num_parameters * 12 / slice_.size > CHIPS[slice_.chip].hbm_gib * GIB:
+            continue  # weights and moments alone are too large
+        found = []
         for setting in _settings(job, slice_, ("full",)):
-            if (slice_, setting) == (where, job.setting) or tried == most:
+            same = slice_ == where and make_mesh(setting.mesh, slice_.devices()).shape == own
+            if same and (setting.remat, setting.micro_batches) == (
+                job.setting.remat, job.setting.micro_batches,
+            ):  # fmt: skip
                 continue
-            tried += 1
-            attempt = _attempt(job, slice_, setting)
-            if attempt and attempt[1].fits:
-                found.append(_suggestion(slice_, *attempt))
-                break
-        if found:
-            break
-    return _fastest_first(found)
+            found.append(_attempt(job, slice_, setting))
+        if any(found):
+            return _fastest_first([one for one in found if one])
+    return []
 
 
 def _sweep(job: _Job, where: Slice) -> list[dict]:
     """Every setting that fits on this slice, the fastest modelled one first."""
-    found = []
-    for setting in _settings(job, where, tuple(name for name in REMAT_POLICIES if name != "none")):
-        attempt = _attempt(job, where, setting)
-        if attempt and attempt[1].fits:
-            found.append(_suggestion(where, *attempt))
-    return _fastest_first(found)
+    remats = tuple(name for name in REMAT_POLICIES if name != "none")
+    found = [_attempt(job, where, setting) for setting in _settings(job, where, remats)]
+    return _fastest_first([one for one in found if one])
 
 
 def _fastest_first(found: list[dict]) -> list[dict]:
     return sorted(found, key=lambda one: one["modelled_step_s"] or math.inf)
-
-
-def _suggestion(where: Slice, setting: Setting, compiled: Compiled) -> dict:
-    return {"topology": where.name} | dataclasses.asdict(setting) | compiled.to_json()
 
 
 def table(result: dict) -> str:

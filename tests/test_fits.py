@@ -122,7 +122,7 @@ def test_7b_on_sixteen_v5e_fits_scatters_its_gradients_and_aliases_its_state():
     # no matrix' gradient is all-reduced, only norms and scalars are
     assert found.collectives["all-reduce"] < model.d_model * model.d_ff * 2
     assert found.collectives["reduce-scatter"] > model.num_parameters * 2
-    assert 0 <= found.aliased_bytes - found.state_bytes <= 4096
+    assert 1 <= found.aliased_bytes / found.state_bytes < 1.001
     assert found.mfu[1] >= 0.55  # modelled, nothing overlapped
 
 
@@ -133,5 +133,5 @@ def test_every_preset_fits(model, where):
     found = fits(config, parse_slice(where), stages=["question_alignment"], suggest=False)
     stage = found["stages"]["question_alignment"]
     assert stage["fits"]
-    assert 0 <= stage["aliased_bytes"] - stage["state_bytes"] <= 4096
+    assert 1 <= stage["aliased_bytes"] / stage["state_bytes"] < 1.001
     assert stage["compile_s"] < 180

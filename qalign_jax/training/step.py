@@ -134,15 +134,17 @@ def loss_and_gradients(config: LlamaConfig, mesh: Mesh, micro_batches: int = 1):
         return jnp.sum(nll * rows["loss_weights"])
 
     def body(params, batch):
-        # the weights as the arithmetic reads them: their gradients then are as narrow, while all
-        # of them are in memory at once
-        weights = arithmetic_params(config, params)
         if micro_batches == 1:
+            # by the weights as the arithmetic reads them: their gradients then are as narrow,
+            # while all of them are in memory at once
+            weights = arithmetic_params(config, params)
             total, gradients = jax.value_and_grad(local_loss)(weights, batch)
         else:
 
             def accumulate(carry, rows):
-                step = jax.value_and_grad(local_loss)(weights, rows)
+                # the barrier keeps the TPU compiler from moving sums out of this loop: its pass
+                # for that fails on meshes with tensor > 1
+                step = lax.optimization_barrier(jax.value_and_grad(local_loss)(params, rows))
                 return jax.tree.map(jnp.add, carry, step), None
 
             split = jax.tree.map(lambda a: a.reshape(micro_batches, -1, a.shape[-1]), batch)
