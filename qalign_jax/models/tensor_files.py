@@ -229,7 +229,7 @@ def _nothing_here(directory: epath.Path, single: str) -> str:
             f"{directory}: only pickled weights here (.bin), which are never unpickled. Save them "
             f"as safetensors first, where torch is installed: {to_safetensors_command(directory)}"
         )
-    if (directory / "consolidated.00.pth").exists() or any(directory.glob("consolidated.*")):
+    if any(directory.glob("consolidated.*")):
         return (
             f"{directory}: this is Meta's own format; take the Hugging Face release of the model, "
             "or convert it with transformers' convert_llama_weights_to_hf.py"

@@ -19,8 +19,8 @@ from qalign_jax.models import hf, lora
 from qalign_jax.models.attention import RopeScaling
 from qalign_jax.models.llama import LlamaConfig, abstract_params
 from qalign_jax.models.tensor_files import TensorFiles
-from qalign_jax.parallel.mesh import make_mesh, sharding_of
-from qalign_jax.training.step import TrainState
+from qalign_jax.parallel.mesh import make_mesh
+from qalign_jax.training.step import TrainState, abstract_params_on
 
 STORED = "stored"  # the weights' dtype on disk
 UNFINISHED = "conversion.unfinished"  # in a folder that a conversion still writes
@@ -141,23 +141,16 @@ def load_model(
     stage_dir, step = stage_and_step(path)
     config, template = _read_card(stage_dir)
     config = _with_dtype(config, dtype)
-    shapes, axes = abstract_params(config)
     step_dir = stage_dir / "checkpoints" / str(step)
     try:
         stored = ocp.checkpointables_metadata(step_dir).metadata["params"]
-        _check_stored(stored, shapes)
+        _check_stored(stored, abstract_params(config)[0])
     except (OSError, KeyError, TypeError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"{step_dir}: not a checkpoint of this model ({reason})") from None
     if param_dtype == STORED:
         param_dtype = stored["norm"]["scale"].dtype
-    wanted = jax.tree.map(
-        lambda leaf, leaf_axes: jax.ShapeDtypeStruct(
-            leaf.shape, param_dtype, sharding=sharding_of(mesh, leaf_axes)
-        ),
-        shapes,
-        axes,
-    )
+    wanted = abstract_params_on(config, mesh, param_dtype)
     logging.info("loading %s at step %d", stage_dir, step)
     loaded = ocp.load_checkpointables(step_dir, {"params": wanted})
     return Model(config, loaded["params"], load_tokenizer(stage_dir / "tokenizer"), template)
