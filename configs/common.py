@@ -57,15 +57,19 @@ def training(init, data: dict[str, ConfigDict], **changes) -> ConfigDict:
     return config
 
 
-def system(model, expert="", antiexpert="", alpha: float = 1.0, preset: str = "") -> ConfigDict:
+def system(
+    model, expert="", antiexpert="", alpha=1.0, preset: str = "", small_preset=""
+) -> ConfigDict:
     """One system to score: a model, or one steered by an expert against an anti-expert.
 
-    Models are named as a training stage's `init`; `preset` is the size where one is "random".
+    Models are named as a training stage's `init`; where one is "random", `preset` is the size of
+    the model and `small_preset` that of expert and anti-expert.
     """
     config = ConfigDict({"expert": expert, "antiexpert": antiexpert})
     config.model = model
     config.alpha = alpha
     config.preset = preset
+    config.small_preset = small_preset
     return config
 
 
@@ -87,6 +91,7 @@ def evaluation(
     config.benchmarks = ConfigDict(benchmarks)
     config.dtype = "bfloat16"
     config.slots = 64  # rows decoded at once
+    config.mesh = ""  # "" is the recipe's; a decode step reads every weight, so tensor pays here
     config.numbers_only = ConfigDict()  # training problems for a reader that sees no words
     config.update(changes)
     return config

@@ -24,7 +24,7 @@ def get_config(arg: str = "llama2_7b") -> ConfigDict:
     )  # fmt: skip
     config = common.recipe("math_cot_" + arg, stages)
     if slice_name:
-        config.mesh = slices.mesh_for(arg, slice_name)
+        config.mesh, decoding = slices.mesh_for(slices.MESHES, arg, slice_name)
     config.base = "random"  # a Hugging Face or Orbax directory of the untuned model
     config.paths = ConfigDict({"question_pairs": "", "responses": "", "mgsm": "", "msvamp": ""})
     config.responses = "metamath"  # what reads paths.responses; gsm8k, gsm8kinstruct and jsonl too
@@ -47,4 +47,6 @@ def get_config(arg: str = "llama2_7b") -> ConfigDict:
             "msvamp": common.benchmark(path("msvamp")),
         },
     )
+    if slice_name:
+        config.evaluation.mesh = decoding
     return config

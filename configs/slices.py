@@ -6,37 +6,50 @@ tests/test_fits.py compiles them with -m release).
 
 from qalign_jax.parallel.topologies import parse_slice
 
-# (model, slice): the mesh. Pure fsdp over a whole slice is two axes: over one, the compiler turns
-# every gradient's scatter into an all-reduce of full size.
+# (model, slice): the mesh to train on, and the one to decode on.
+# Training: pure fsdp over a whole slice is two axes: over one, the compiler turns every gradient's
+# scatter into an all-reduce of full size.
+# Decoding: fsdp would gather every weight for every token, tensor reads each from its own memory.
 MESHES = {
-    ("llama2_7b", "v4:2x2x1"): "fsdp:2x2",
-    ("llama2_7b", "v5e:4x4"): "fsdp:4x4",
-    ("llama2_7b", "v5p:2x2x1"): "fsdp:2x2",
-    ("llama2_7b", "v6e:2x4"): "fsdp:2x4",
-    ("llama3_8b", "v5e:4x4"): "fsdp:4x4",
-    ("mistral_7b", "v5e:4x4"): "fsdp:4x4",
-    ("llama2_13b", "v4:2x2x4"): "fsdp:4x4",
-    ("llama2_13b", "v5e:8x8"): "fsdp:16,tensor:4",
-    ("llama2_13b", "v6e:4x4"): "fsdp:4x4",
-    ("llama2_70b", "v4:4x4x8"): "fsdp:32,tensor:4",
-    ("llama2_70b", "v5p:2x2x4"): "fsdp:4,tensor:4",
-    ("llama2_70b", "v5p:4x4x4"): "fsdp:16,tensor:4",
-    ("llama2_70b", "v5e:16x16"): "fsdp:32,tensor:8",
-    ("llama2_70b", "v6e:16x16"): "fsdp:32,tensor:8",
+    ("llama2_7b", "v4:2x2x1"): ("fsdp:2x2", "tensor:4"),
+    ("llama2_7b", "v5e:4x4"): ("fsdp:4x4", "data:2,tensor:8"),
+    ("llama2_7b", "v5p:2x2x1"): ("fsdp:2x2", "tensor:4"),
+    ("llama2_7b", "v6e:2x4"): ("fsdp:2x4", "tensor:8"),
+    ("llama3_8b", "v5e:4x4"): ("fsdp:4x4", "data:2,tensor:8"),
+    ("mistral_7b", "v5e:4x4"): ("fsdp:4x4", "data:2,tensor:8"),
+    ("llama2_13b", "v4:2x2x4"): ("fsdp:4x4", "data:2,tensor:8"),
+    ("llama2_13b", "v5e:8x8"): ("fsdp:16,tensor:4", "data:8,tensor:8"),
+    ("llama2_13b", "v6e:4x4"): ("fsdp:4x4", "data:2,tensor:8"),
+    ("llama2_70b", "v4:4x4x8"): ("fsdp:32,tensor:4", "data:16,tensor:8"),
+    ("llama2_70b", "v5p:2x2x4"): ("fsdp:4,tensor:4", "data:2,tensor:8"),
+    ("llama2_70b", "v5p:4x4x4"): ("fsdp:16,tensor:4", "data:8,tensor:8"),
+    ("llama2_70b", "v5e:16x16"): ("fsdp:32,tensor:8", "data:16,fsdp:2,tensor:8"),
+    ("llama2_70b", "v6e:16x16"): ("fsdp:32,tensor:8", "data:32,tensor:8"),
+}
+
+# (large model, slice): the mesh on which it is decoded with two LLaMA2 7B beside it.
+STEERED_MESHES = {
+    ("llama2_13b", "v4:2x2x1"): "tensor:4",
+    ("llama2_13b", "v5e:4x4"): "data:2,tensor:8",
+    ("llama2_13b", "v5p:2x2x1"): "tensor:4",
+    ("llama2_13b", "v6e:2x4"): "tensor:8",
+    ("llama2_70b", "v4:2x2x4"): "data:2,tensor:8",
+    ("llama2_70b", "v5p:2x2x2"): "tensor:8",
+    ("llama2_70b", "v6e:4x4"): "data:2,tensor:8",
 }
 
 
-def mesh_for(model: str, slice_name: str) -> str:
-    """The mesh of a model on a slice, by either of the slice's names.
+def mesh_for(meshes: dict, model: str, slice_name: str):
+    """What a table above says of a model on a slice, by either of the slice's names.
 
     Raises:
       ValueError: no such slice, or none that is known to hold the model.
     """
     name = parse_slice(slice_name).name
-    if (model, name) not in MESHES:
-        known = [there for whose, there in MESHES if whose == model]
+    if (model, name) not in meshes:
+        known = [there for whose, there in meshes if whose == model]
         raise ValueError(
             f"{model} has no setting for {name}; it has for {', '.join(known) or 'no slice'}. "
             "Name the model alone and give --config.mesh; python -m qalign_jax.fits tells what fits"
         )
-    return MESHES[model, name]
+    return meshes[model, name]

@@ -28,8 +28,9 @@ git -C "$root" archive --format=tar.gz --output="$archive" HEAD
 
 run gcloud compute tpus tpu-vm scp "$archive" "$name:qalign_jax.tar.gz" --zone="$zone" --worker=all
 arguments=$(printf '%q ' "$@")
-run gcloud compute tpus tpu-vm ssh "$name" --zone="$zone" --worker=all --command="
-  set -e
+# all hosts at once: gcloud would start those after the 64th when the first ones have ended
+run gcloud compute tpus tpu-vm ssh "$name" --zone="$zone" --worker=all --batch-size=all --command="
+  set -eo pipefail
   mkdir -p qalign_jax && tar -xzf qalign_jax.tar.gz -C qalign_jax && cd qalign_jax
   [ -d ../venv ] || python3 -m venv ../venv
   . ../venv/bin/activate

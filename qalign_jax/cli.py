@@ -9,6 +9,8 @@ from collections.abc import Callable
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from qalign_jax.parallel.meetings import MissingProcess
+
 DEFAULT_RECIPE = "configs/demo.py"
 
 
@@ -18,7 +20,8 @@ def main(command: Callable[[list[str]], dict], define_flags: Callable[[], None])
     Flags are defined here and not on import: the functions behind the commands are a library too.
 
     A user's mistake (ValueError, or a flag that does not parse) becomes one line on stderr and
-    exit status 2; every other exception keeps its traceback.
+    exit status 2; a loss that is not finite, or a process that is missing, one line and status 1.
+    Every other exception keeps its traceback.
     """
 
     def guarded(argv: list[str]) -> None:
@@ -35,6 +38,12 @@ def main(command: Callable[[list[str]], dict], define_flags: Callable[[], None])
             _fail(str(error))
         except FloatingPointError as error:
             print(f"error: {error}", file=sys.stderr)
+            sys.exit(1)
+        except MissingProcess as error:
+            from qalign_jax.parallel import hosts  # imports JAX, as who raised this has
+
+            print(f"error: {error}", file=sys.stderr, flush=True)
+            hosts.leave_soon(1)
             sys.exit(1)
         except KeyboardInterrupt:
             print("interrupted; run the same command again to go on", file=sys.stderr, flush=True)

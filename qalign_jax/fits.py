@@ -18,18 +18,28 @@ from collections.abc import Callable, Iterator
 import jax
 import jax.numpy as jnp
 from absl import flags
+from jax.sharding import Mesh
 
 from qalign_jax import cli
 from qalign_jax.data.batches import nearest_rows
+from qalign_jax.decoding.engine import make_plan, prefill_shape, with_room
 from qalign_jax.decoding.proxy import FirstModel, ProxyTuning
 from qalign_jax.decoding.sampling import Sampling
-from qalign_jax.decoding.slots import Plan, abstract_slots, advance, fill
-from qalign_jax.models.llama import REMAT_POLICIES, LlamaConfig
+from qalign_jax.decoding.slots import abstract_slots, advance, fill
+from qalign_jax.evaluation import benchmarks
+from qalign_jax.models.llama import REMAT_POLICIES, LlamaConfig, arithmetic_params
 from qalign_jax.models.presets import preset
-from qalign_jax.parallel.compiled import read_program
+from qalign_jax.parallel.compiled import Program, compile_and_print, read_program
 from qalign_jax.parallel.mesh import make_mesh
 from qalign_jax.parallel.topologies import CHIPS, GIB, Chip, Slice, parse_slice
-from qalign_jax.recipe import RANDOM
+from qalign_jax.recipe import (
+    RANDOM,
+    check_rows,
+    mesh_spec,
+    optimizer_config,
+    system_sources,
+    training_config,
+)
 from qalign_jax.training.checkpoints import read_shape
 from qalign_jax.training.optimizer import OptimizerConfig
 from qalign_jax.training.step import (
@@ -58,17 +68,22 @@ class Compiled:
     """One program on one slice: bytes of a device, and seconds that are modelled."""
 
     fits: bool
+    allowed_bytes: int  # of HBM, by the compiler
     peak_bytes: int  # 0 where the compiler gave up and did not say
     state_bytes: int = 0  # of the arguments that the program gives back changed
     aliased_bytes: int = 0
     temporary_bytes: int = 0
     flops: float = 0.0  # of the model, a device and call, recomputation left out
     compile_s: float = 0.0
-    # None where the program's text cannot be read
-    collectives: dict[str, int] | None = None  # kind -> bytes
+    # None where it does not fit: there is no program then
+    collectives: dict[str, dict[str, int]] | None = None  # kind -> dtype -> bytes
     hbm_bytes: int | None = None
     seconds: tuple[float, float] | None = None  # modelled: all overlapped, nothing overlapped
     mfu: tuple[float, float] | None = None  # modelled, of the same two
+
+    @property
+    def spare_bytes(self) -> int:
+        return self.allowed_bytes - self.peak_bytes
 
     def to_json(self) -> dict:
         return {
@@ -76,6 +91,8 @@ class Compiled:
             "state_gib": round(self.state_bytes / GIB, 3),
             "temporary_gib": round(self.temporary_bytes / GIB, 3),
             "peak_gib": round(self.peak_bytes / GIB, 3),
+            # below zero: what is missing; None where the compiler did not say
+            "spare_gib": round(self.spare_bytes / GIB, 3) if self.peak_bytes else None,
             "state_bytes": self.state_bytes,
             "aliased_bytes": self.aliased_bytes,
             "collectives": self.collectives,
@@ -110,7 +127,7 @@ def compile_training(
     tokens = rows * length / where.size
     useful = tokens * config.flops_per_token(length)
     again = tokens * config.recomputed_flops_per_token(length)
-    return _compile(lower, state, CHIPS[where.chip], useful, useful + again)
+    return _compile(lower, state, where, mesh, useful, useful + again)
 
 
 def compile_decoding(
@@ -119,69 +136,77 @@ def compile_decoding(
     """Compiles a prefill and a decode step of one model, or of three that are proxy-tuned.
 
     The decode loop's body is one token of every slot; its times are a token's.
+
+    Raises:
+      ValueError: a mesh that does not divide the slice or the models.
     """
     mesh = make_mesh(mesh, where.devices())
     combine = FirstModel() if len(configs) == 1 else ProxyTuning()
-    plan = Plan(configs, combine, Sampling(), mesh, slots, prompt + new)
-    params = tuple(abstract_params_on(config, mesh, jnp.dtype(config.dtype)) for config in configs)
+    plan = with_room(make_plan(configs, combine, Sampling(), mesh, slots), prompt + new)
+    params = tuple(_held_params(config, mesh) for config in configs)
     state = abstract_slots(plan)
     key = jax.eval_shape(lambda: jax.random.key(0))
     eos = jax.ShapeDtypeStruct((1,), jnp.int32)
-    width = max(1, slots // 8)
+    width, prompt = prefill_shape(plan, prompt)
     row = jax.ShapeDtypeStruct((width,), jnp.int32)
     tokens = jax.ShapeDtypeStruct((width, prompt), jnp.int32)
     number = jax.ShapeDtypeStruct((), jnp.int32)
-    chip = CHIPS[where.chip]
 
-    def flops(length, count):
+    def compiled(function, arguments, length, count):
+        lower = functools.partial(function.lower, plan, params, key, eos, state, *arguments)
         per_token = sum(config.flops_per_token(length, training=False) for config in configs)
-        return per_token * count / where.size
+        flops = per_token * count / where.size
+        return _compile(lower, state, where, mesh, flops, flops)
 
-    prefill = _compile(
-        functools.partial(fill.lower, plan, params, key, eos, state, tokens, row, row, row, row),
-        state, chip, flops(prompt, width * prompt), flops(prompt, width * prompt),
-    )  # fmt: skip
-    decode = _compile(
-        functools.partial(advance.lower, plan, params, key, eos, state, number, number),
-        state, chip, flops(prompt + new, slots), flops(prompt + new, slots),
-    )  # fmt: skip
-    return prefill, decode
+    return (
+        compiled(fill, (tokens, row, row, row, row), prompt, width * prompt),
+        compiled(advance, (number, number), plan.length, plan.slots),
+    )
 
 
-def _compile(lower: Callable, state, chip: Chip, useful: float, executed: float) -> Compiled:
+def _held_params(config: LlamaConfig, mesh: Mesh):
+    """Abstract parameters in the dtypes that an engine holds them in."""
+    wide = abstract_params_on(config, mesh)
+    dtypes = jax.eval_shape(functools.partial(arithmetic_params, config), wide)
+    return jax.tree.map(
+        lambda leaf, held: jax.ShapeDtypeStruct(leaf.shape, held.dtype, sharding=leaf.sharding),
+        wide,
+        dtypes,
+    )
+
+
+def _compile(
+    lower: Callable, state, where: Slice, mesh: Mesh, useful: float, executed: float
+) -> Compiled:
+    chip = CHIPS[where.chip]
+    allowed = int(chip.hbm_gib * GIB)
     began = time.monotonic()
     try:
-        compiled = lower().compile()
+        compiled, text = compile_and_print(lower())
     except jax.errors.JaxRuntimeError as error:
-        needed = re.search(r"(?:Used |\()([\d.]+)G", str(error))
+        needed = re.search(r"(?:Used |\()([\d.]+)([MGT])", str(error))
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        peak = int(float(needed.group(1)) * GIB) if needed else 0
-        return Compiled(fits=False, peak_bytes=peak, compile_s=time.monotonic() - began)
+        units = {"M": 2**20, "G": 2**30, "T": 2**40}
+        peak = int(float(needed[1]) * units[needed[2]]) if needed else 0
+        return Compiled(False, allowed, peak, compile_s=time.monotonic() - began)
     seconds = time.monotonic() - began
     memory = compiled.memory_analysis()
     peak = (
         memory.argument_size_in_bytes + memory.temp_size_in_bytes
         + memory.output_size_in_bytes - memory.alias_size_in_bytes
     )  # fmt: skip
-    result = Compiled(
-        fits=peak <= chip.hbm_gib * GIB,
+    program = read_program(text)
+    times = model_time(chip, executed, program.hbm_bytes, link_seconds(program, chip, mesh))
+    return Compiled(
+        fits=peak <= allowed,
+        allowed_bytes=allowed,
         peak_bytes=peak,
         state_bytes=local_bytes(state),
         aliased_bytes=memory.alias_size_in_bytes,
         temporary_bytes=memory.temp_size_in_bytes,
         flops=useful,
         compile_s=seconds,
-    )
-    try:
-        text = compiled.as_text()
-    except jax.errors.JaxRuntimeError as error:  # on some v5p slices; memory stands all the same
-        _say(f"times cannot be modelled, the compiler does not print this program: {error}")
-        return result
-    program = read_program(text)
-    times = model_time(chip, executed, program.hbm_bytes, program.wire_bytes)
-    return dataclasses.replace(
-        result,
         collectives=program.bytes_by_kind(),
         hbm_bytes=program.hbm_bytes,
         seconds=times,
@@ -189,16 +214,35 @@ def _compile(lower: Callable, state, chip: Chip, useful: float, executed: float)
     )
 
 
-def model_time(chip: Chip, flops: float, hbm_bytes: float, wire_bytes: float):
+def model_time(chip: Chip, flops: float, hbm_bytes: float, on_links: float):
     """Modelled seconds of a program on a device: (all overlapped, nothing overlapped).
 
-    Each of arithmetic, HBM and links at its published peak. On the chip, arithmetic and HBM run at
-    once, so the slower of the two counts; links are added to it, or hidden behind it. A collective
-    runs along one axis of the torus, so it sends on that axis' links alone.
+    Arithmetic and HBM are at their published peaks and run at once on the chip, so the slower of
+    the two counts; the seconds on the links are added to it, or hidden behind it.
     """
     on_chip = max(flops / (chip.tflops * 1e12), hbm_bytes / (chip.hbm_gb_s * 1e9))
-    links = wire_bytes / (chip.ici_gb_s * 1e9 / 2 / chip.dimensions)
-    return max(on_chip, links), on_chip + links
+    return max(on_chip, on_links), on_chip + on_links
+
+
+def link_seconds(program: Program, chip: Chip, mesh: Mesh) -> float:
+    """Modelled seconds of a program's collectives, one after the other, by ring algorithms.
+
+    A collective sends on the links of the torus axes along which its devices lie, both ways, at
+    their published peak; where they lie in several slices, over DCN. Rings are taken as closed:
+    those of small slices (below 16 on a side for v5e and v6e) are not, and take up to twice as
+    long there.
+    """
+    devices = list(mesh.devices.flat)
+    seconds = 0.0
+    for each in program.collectives:
+        members = [devices[place] for place in each.members]
+        if len({getattr(device, "slice_index", 0) for device in members}) > 1:
+            gb_s = chip.dcn_gb_s
+        else:
+            spanned = sum(len(set(column)) > 1 for column in zip(*(d.coords for d in members)))
+            gb_s = chip.ici_gb_s / 2 * max(spanned, 1) / chip.dimensions
+        seconds += each.wire_bytes * each.times / (gb_s * 1e9)
+    return seconds
 
 
 def local_bytes(tree) -> int:
@@ -243,42 +287,33 @@ def fits(
     Raises:
       ValueError: a stage or a mesh that is not there, before anything is compiled.
     """
-    names = _chosen(config, stages)
-    results, done, suggestions = {}, {}, {}
-    devices = len(where.devices())
-    for name in names:
-        stage = config[name]
-        if stage.kind == "train":
-            job = _training_job(config, name, examples_per_row)
-            if job not in done:
-                _say(f"{name}: compiling the training step")
-                done[job] = _compile_job(job, where, job.setting)
-            compiled = done[job]
-            results[name] = compiled.to_json()
-            if sweep:
-                suggestions[name] = _sweep(job, where)
-            elif suggest and not compiled.fits:
-                suggestions[name] = _suggest(job, where)
+    jobs = {}  # stage -> program's name -> job; a stage's own mistakes are told here
+    for name in _chosen(config, stages):
+        if config[name].kind == "train":
+            jobs[name] = {"": _training_job(config, name, where, examples_per_row)}
         else:
-            programs = {}
-            for system in stage.systems:
-                models = _system(config, stage.systems[system])
-                job = (models, stage.slots)
-                if job not in done:
-                    _say(f"{name}: compiling prefill and decode of {system}")
-                    new = max((b.max_new_tokens or 512) for b in stage.benchmarks.values())
-                    mesh = stage.get("mesh") or config.mesh
-                    done[job] = compile_decoding(
-                        models, where, mesh, stage.slots, prompt_tokens, new
-                    )
-                for part, compiled in zip(("prefill", "decode"), done[job]):
-                    programs[f"{system} {part}"] = compiled.to_json()
-            worst = max(programs.values(), key=lambda p: (not p["fits"], p["peak_gib"]))
-            results[name] = worst | {"programs": programs}
+            jobs[name] = _decoding_jobs(config, name, where, prompt_tokens)
+    results, done, suggestions = {}, {}, {}
+    for name, programs in jobs.items():
+        found = {}
+        for label, job in programs.items():
+            if job not in done:
+                _say(f"{name}: compiling {label or 'the training step'}")
+                done[job] = job.compile(where)
+            found |= {f"{label} {part}".strip(): each for part, each in done[job].items()}
+        worst = min(found.values(), key=lambda each: (each.fits, each.spare_bytes))
+        results[name] = worst.to_json()
+        if "" in programs:
+            if sweep:
+                suggestions[name] = _sweep(programs[""], where)
+            elif suggest and not worst.fits:
+                suggestions[name] = _suggest(programs[""], where)
+        else:
+            results[name]["programs"] = {part: each.to_json() for part, each in found.items()}
     return {
         "topology": where.name,
         "slices": where.count,
-        "devices": devices,
+        "devices": where.size,
         "hbm_gib": CHIPS[where.chip].hbm_gib,
         "fits": all(result["fits"] for result in results.values()),
         "stages": results,
@@ -287,13 +322,40 @@ def fits(
 
 
 @dataclasses.dataclass(frozen=True)
-class _Job:
+class _TrainingJob:
     """A training stage as it is compiled; equal ones share a program."""
 
     model: LlamaConfig
+    optimizer: OptimizerConfig
     setting: Setting
-    rows: float  # about so many; the nearest that the mesh divides are compiled
+    rows: int  # 0: the nearest to `expected_rows` that the mesh divides
+    expected_rows: float
     length: int
+
+    def rows_on(self, where: Slice, setting: Setting) -> int:
+        multiple = rows_multiple(make_mesh(setting.mesh, where.devices()), setting.micro_batches)
+        return self.rows or nearest_rows(self.expected_rows, multiple)
+
+    def compile(self, where: Slice, setting: Setting | None = None) -> dict[str, Compiled]:
+        setting = setting or self.setting
+        rows = self.rows_on(where, setting)
+        return {"": compile_training(self.model, where, setting, rows, self.length, self.optimizer)}
+
+
+@dataclasses.dataclass(frozen=True)
+class _DecodingJob:
+    """A system of an evaluation as it is compiled."""
+
+    models: tuple[LlamaConfig, ...]
+    mesh: str
+    slots: int
+    prompt: int
+    new: int
+
+    def compile(self, where: Slice) -> dict[str, Compiled]:
+        sizes = (self.slots, self.prompt, self.new)
+        prefill, decode = compile_decoding(self.models, where, self.mesh, *sizes)
+        return {"prefill": prefill, "decode": decode}
 
 
 def _chosen(config, stages) -> list[str]:
@@ -304,19 +366,30 @@ def _chosen(config, stages) -> list[str]:
     return [name for name in names if not stages or name in stages]
 
 
-def _training_job(config, name: str, examples_per_row: float) -> _Job:
-    stage = config[name]
-    model = _shape(config, stage.init, stage.preset)
-    if stage.dtype:
-        model = dataclasses.replace(model, dtype=stage.dtype)
-    setting = Setting(config.mesh, stage.remat or model.remat, stage.micro_batches)
-    rows = stage.rows or stage.batch_size / examples_per_row
-    return _Job(model, setting, rows, stage.length)
+def _training_job(config, name: str, where: Slice, examples_per_row: float) -> _TrainingJob:
+    stage, mesh = config[name], mesh_spec(config, name)
+    check_rows(name, stage, make_mesh(mesh, where.devices()))
+    model = training_config(_shape(config, stage.init, stage.preset), stage)
+    setting = Setting(mesh, model.remat, stage.micro_batches)
+    expected = stage.batch_size / examples_per_row
+    optimizer = optimizer_config(stage)
+    return _TrainingJob(model, optimizer, setting, stage.rows, expected, stage.length)
 
 
-def _system(config, system) -> tuple[LlamaConfig, ...]:
-    sources = [system[key] for key in ("model", "expert", "antiexpert") if system[key]]
-    return tuple(_shape(config, source, system.preset) for source in sources)
+def _decoding_jobs(config, name: str, where: Slice, prompt: int) -> dict[str, _DecodingJob]:
+    stage, mesh = config[name], mesh_spec(config, name)
+    make_mesh(mesh, where.devices())
+    new = max(
+        each.max_new_tokens or benchmarks.get(benchmark).max_new_tokens
+        for benchmark, each in stage.benchmarks.items()
+    )
+    jobs = {}
+    for name, system in stage.systems.items():
+        models = [_shape(config, source, size) for source, size in system_sources(system)]
+        if stage.dtype:
+            models = [dataclasses.replace(model, dtype=stage.dtype) for model in models]
+        jobs[name] = _DecodingJob(tuple(models), mesh, stage.slots, prompt, new)
+    return jobs
 
 
 def _shape(config, source: str, preset_name: str) -> LlamaConfig:
@@ -359,7 +432,7 @@ def _two(shape: tuple[int, ...]) -> tuple[int, int]:
     return math.prod(shape[:-1]), shape[-1]
 
 
-def _settings(job: _Job, where: Slice, remats) -> Iterator[Setting]:
+def _settings(job: _TrainingJob, where: Slice, remats) -> Iterator[Setting]:
     """Whole batches first, then as many micro-batches as there are rows."""
     seen = set()
     for spec in (job.setting.mesh, *meshes(where, job.model)):
@@ -370,23 +443,20 @@ def _settings(job: _Job, where: Slice, remats) -> Iterator[Setting]:
         if tuple(mesh.shape.items()) in seen:
             continue
         seen.add(tuple(mesh.shape.items()))
-        most = nearest_rows(job.rows, rows_multiple(mesh, 1)) // rows_multiple(mesh, 1)
+        multiple = rows_multiple(mesh, 1)
+        if job.rows % multiple:
+            continue
+        most = (job.rows or nearest_rows(job.expected_rows, multiple)) // multiple
         for micro_batches in dict.fromkeys((1, most)):
             for remat in remats:
                 yield Setting(spec, remat, micro_batches)
 
 
-def _compile_job(job: _Job, where: Slice, setting: Setting) -> Compiled:
-    mesh = make_mesh(setting.mesh, where.devices())
-    rows = nearest_rows(job.rows, rows_multiple(mesh, setting.micro_batches))
-    return compile_training(job.model, where, setting, rows, job.length)
-
-
-def _attempt(job: _Job, where: Slice, setting: Setting) -> dict | None:
+def _attempt(job: _TrainingJob, where: Slice, setting: Setting) -> dict | None:
     """The setting and what it compiles to, if it fits."""
     _say(f"trying {where.name} {setting}")
     try:
-        compiled = _compile_job(job, where, setting)
+        compiled = job.compile(where, setting)[""]
     except (ValueError, jax.errors.JaxRuntimeError) as error:  # the compiler has bugs of its own
         _say(str(error).splitlines()[0])
         return None
@@ -395,7 +465,7 @@ def _attempt(job: _Job, where: Slice, setting: Setting) -> dict | None:
     return {"topology": where.name} | dataclasses.asdict(setting) | compiled.to_json()
 
 
-def _suggest(job: _Job, where: Slice) -> list[dict]:
+def _suggest(job: _TrainingJob, where: Slice) -> list[dict]:
     """Settings that fit, best first: on this slice with less in memory, else on a larger one."""
     own = make_mesh(job.setting.mesh, where.devices()).shape
     for slice_ in (where, *where.larger()):
@@ -414,7 +484,7 @@ def _suggest(job: _Job, where: Slice) -> list[dict]:
     return []
 
 
-def _sweep(job: _Job, where: Slice) -> list[dict]:
+def _sweep(job: _TrainingJob, where: Slice) -> list[dict]:
     """Every setting that fits on this slice, the fastest modelled one first."""
     remats = tuple(name for name in REMAT_POLICIES if name != "none")
     found = [_attempt(job, where, setting) for setting in _settings(job, where, remats)]
@@ -422,7 +492,7 @@ def _sweep(job: _Job, where: Slice) -> list[dict]:
 
 
 def _fastest_first(found: list[dict]) -> list[dict]:
-    return sorted(found, key=lambda one: one["modelled_step_s"] or math.inf)
+    return sorted(found, key=lambda one: one["modelled_step_s"])
 
 
 def table(result: dict) -> str:

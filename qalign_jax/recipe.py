@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 import jax
 from absl import logging
 from etils import epath
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from qalign_jax.data import packing, prompts
@@ -26,7 +27,7 @@ from qalign_jax.decoding.proxy import FirstModel, ProxyTuning
 from qalign_jax.evaluation import benchmarks, runner, scores
 from qalign_jax.evaluation.numbers_only import numbers_only_accuracy
 from qalign_jax.models import hf
-from qalign_jax.models.llama import REMAT_POLICIES
+from qalign_jax.models.llama import REMAT_POLICIES, LlamaConfig
 from qalign_jax.models.presets import preset
 from qalign_jax.models.tensor_files import TensorFiles
 from qalign_jax.parallel import hosts
@@ -51,7 +52,7 @@ from qalign_jax.training.step import (
 RANDOM = "random"
 # What may change between two starts of one run: how it is computed, not what. Data may move: the
 # fingerprint of its content is compared instead.
-FREE_KEYS = {"path", "micro_batches", "remat", "save_every", "keep", "slots"}
+FREE_KEYS = {"path", "micro_batches", "remat", "save_every", "keep", "slots", "mesh"}
 
 
 class Recipe:
@@ -90,6 +91,7 @@ class Recipe:
             done = self.is_done(name)
             kind = self.config[name].kind
             if not done and kind != "tokenizer" and not checked:
+                self.check_meshes()
                 self.prepare()  # all input is read before the first device works
                 checked = True
             hosts.wait_for_all(f"{name} begins")
@@ -107,6 +109,16 @@ class Recipe:
             "stages": {name: "done" if self.is_done(name) else "open" for name in self.names},
             "systems": self.results(),
         }
+
+    def check_meshes(self) -> None:
+        """Raises a ValueError where a mesh does not divide the devices, or a stage's rows."""
+        for name in self.chosen:
+            stage = self.config[name]
+            if stage.kind == "tokenizer" or self.is_done(name):
+                continue
+            mesh = self.mesh(name)
+            if stage.kind == "train":
+                check_rows(name, stage, mesh)
 
     def prepare(self) -> dict[str, dict]:
         """Builds the data of every chosen stage that is not done; stage -> packing statistics."""
@@ -162,9 +174,9 @@ class Recipe:
             return self.tokenizer(weights)
         return _directory_tokenizer(weights)
 
-    @functools.cached_property
-    def mesh(self):
-        return make_mesh(self.config.mesh)
+    def mesh(self, name: str):
+        """The mesh of a stage: its own, else the recipe's."""
+        return make_mesh(mesh_spec(self.config, name))
 
     # -- stages ----------------------------------------------------------------------------------
 
@@ -186,10 +198,12 @@ class Recipe:
 
     def _train(self, name: str) -> dict:
         stage, folder = self.config[name], self.workdir / name
+        mesh = self.mesh(name)
         packed, tokenizer = self.packed(name), self.tokenizer(name)
-        model = self._initial(name, tokenizer)
+        multiple = rows_multiple(mesh, stage.micro_batches)
+        rows = stage.rows or rows_for(stage.batch_size, packed, multiple)
+        model = self._initial(name, tokenizer, mesh)
         config = model.config
-        rows = self._rows(name, packed)
         batches = Batches(packed, rows, self.config.seed)
         steps = stage.steps or batches.steps(stage.epochs)
         logging.info(
@@ -202,33 +216,32 @@ class Recipe:
         if jax.process_index() == 0:
             describe_model(folder, config, tokenizer, self._template(name))
 
-        optimizer = OptimizerConfig(stage.b1, stage.b2, stage.eps, stage.weight_decay, stage.clip)
-        step = make_train_step(config, optimizer, self.mesh, stage.micro_batches)
+        optimizer = optimizer_config(stage)
+        step = make_train_step(config, optimizer, mesh, stage.micro_batches)
         checkpoints = Checkpoints(folder, stage.save_every, stage.keep)
         latest = checkpoints.latest()
         try:
             if latest != steps:  # else it was stopped between the last save and done.json
                 if latest is None:
-                    state = init_state(config, optimizer, self.mesh, model.params)
+                    state = init_state(config, optimizer, mesh, model.params)
                 else:
                     logging.info("%s: goes on from step %d", name, latest)
-                    wanted = abstract_state(config, optimizer, self.mesh)
+                    wanted = abstract_state(config, optimizer, mesh)
                     state = checkpoints.restore(latest, wanted)
                 train(
                     state, step, batches, Schedule(stage.lr, steps, stage.warmup),
-                    config=config, mesh=self.mesh, checkpoints=checkpoints,
+                    config=config, mesh=mesh, checkpoints=checkpoints,
                     stage_dir=folder, name=name,
                 )  # fmt: skip
         finally:
             checkpoints.close()
         return {"steps": steps, "rows": rows}
 
-    def _initial(self, name: str, tokenizer: Tokenizer) -> Model:
+    def _initial(self, name: str, tokenizer: Tokenizer, mesh: Mesh) -> Model:
         """The weights that the stage starts from, in the stage's arithmetic."""
         stage = self.config[name]
-        changes = {key: stage[key] for key in ("dtype", "remat") if stage[key]}
-        model = self._load(stage.init, stage.preset, tokenizer)
-        config = dataclasses.replace(model.config, **changes)
+        model = self._load(stage.init, stage.preset, tokenizer, mesh)
+        config = training_config(model.config, stage)
         model = dataclasses.replace(model, config=config)
         if stage.length > config.max_length:
             raise ValueError(
@@ -240,18 +253,6 @@ class Recipe:
                 f"{config.vocab_size}; they do not belong together"
             )
         return model
-
-    def _rows(self, name: str, packed) -> int:
-        stage = self.config[name]
-        multiple = rows_multiple(self.mesh, stage.micro_batches)
-        if not stage.rows:
-            return rows_for(stage.batch_size, packed, multiple)
-        if stage.rows % multiple:
-            raise ValueError(
-                f"{name}: rows={stage.rows} must be a multiple of {multiple}, the parts that the "
-                f"mesh {self.config.mesh!r} and micro_batches={stage.micro_batches} split it in"
-            )
-        return stage.rows
 
     def _evaluate(self, name: str) -> dict:
         stage, folder = self.config[name], self.workdir / name
@@ -287,20 +288,22 @@ class Recipe:
     def _weights(self, source: str):
         return self.workdir / source if source in self.names else source
 
-    def _load(self, source: str, preset_name: str, tokenizer, dtype: str | None = None) -> Model:
+    def _load(
+        self, source: str, preset_name: str, tokenizer, mesh: Mesh, dtype: str | None = None
+    ) -> Model:
         """A stage's or a directory's model; "random" is the preset with the recipe's seed."""
         if source != RANDOM:
-            return load_model(self._weights(source), mesh=self.mesh, dtype=dtype)
+            return load_model(self._weights(source), mesh=mesh, dtype=dtype)
         config = preset(preset_name, vocab_size=tokenizer.vocab_size)
         if dtype:
             config = dataclasses.replace(config, dtype=dtype)
-        params = random_params(config, self.mesh, self.config.seed)
+        params = random_params(config, mesh, self.config.seed)
         return Model(config, params, tokenizer, self.config.template)
 
-    def identity(self, source: str) -> str:
+    def identity(self, source: str, preset_name: str) -> str:
         """A short name of weights that changes when they do."""
         if source == RANDOM:
-            return f"{RANDOM} {self.config.seed}"
+            return f"{RANDOM} {preset_name} {self.config.seed}"
         path = self._weights(source)
         if hf.is_hf_directory(path):
             return f"{source} {TensorFiles(path).identity()}"
@@ -308,29 +311,28 @@ class Recipe:
         digest = hashlib.sha256((stage_dir / "stage.json").read_bytes() + b"%d" % step)
         return f"{source} {digest.hexdigest()[:16]}"
 
-    def _sources(self, name: str) -> list[str]:
-        """The stages and directories whose weights a stage reads."""
+    def _sources(self, name: str) -> list[tuple[str, str]]:
+        """The weights and files that a stage reads, each with the preset where it is random."""
         stage = self.config[name]
         if stage.kind == "train":
-            sources = [stage.init, self.config.tokenizer]
+            sources = [(stage.init, stage.preset), (self.config.tokenizer, "")]
         elif stage.kind == "evaluate":
-            sources = [
-                system[key]
-                for system in stage.systems.values()
-                for key in ("model", "expert", "antiexpert")
-            ]
+            sources = [s for system in stage.systems.values() for s in system_sources(system)]
         else:
             sources = []
-        return [source for source in sources if source and source != RANDOM]
+        return [(source, preset_name) for source, preset_name in sources if source]
 
     def _check_order(self) -> None:
         for index, name in enumerate(self.names):
             stage = self.config[name]
             if stage.kind not in ("tokenizer", "train", "evaluate"):
                 raise ValueError(f"{name}: kind={stage.kind!r}; it is tokenizer, train or evaluate")
-            if stage.kind == "train":
-                self._check_training(name)
-            for source in self._sources(name):
+            if stage.kind == "train" and stage.remat and stage.remat not in REMAT_POLICIES:
+                raise ValueError(f"{name}: remat={stage.remat!r}; one of {_list(REMAT_POLICIES)}")
+            for source, preset_name in self._sources(name):
+                if source == RANDOM:
+                    self._check_random(name, preset_name)
+                    continue
                 if source in self.names[index:]:
                     raise ValueError(f"{name} needs {source}, which does not come before it")
                 if source in self.names:
@@ -346,17 +348,13 @@ class Recipe:
                         "nor a file or directory"
                     )
 
-    def _check_training(self, name: str) -> None:
-        stage = self.config[name]
-        if stage.remat and stage.remat not in REMAT_POLICIES:
-            raise ValueError(f"{name}: remat={stage.remat!r}; one of {_list(REMAT_POLICIES)}")
-        if stage.init == RANDOM:
-            preset(stage.preset)  # raises on a name that is not there
-            if not self.config.tokenizer:
-                raise ValueError(
-                    f"{name} starts from random weights, which have no tokenizer: "
-                    "--config.tokenizer must name a tokenizer.model or a directory with one"
-                )
+    def _check_random(self, name: str, preset_name: str) -> None:
+        preset(preset_name)  # raises on a name that is not there
+        if not self.config.tokenizer:
+            raise ValueError(
+                f"{name} starts from random weights, which have no tokenizer: "
+                "--config.tokenizer must name a tokenizer.model or a directory with one"
+            )
 
     def _matters(self, name: str) -> dict:
         """The part of the config that shapes what the stage leaves."""
@@ -375,8 +373,8 @@ class Recipe:
 
     def _record(self, name: str, **made_from) -> None:
         """Writes stage.json, or compares with the one that is there."""
-        init = self.config[name].init
-        made_from["init"] = self.identity(init)
+        stage = self.config[name]
+        made_from["init"] = self.identity(stage.init, stage.preset)
         record = {"matters": self._matters(name), "made_from": made_from}
         file = self.workdir / name / "stage.json"
         if file.exists():
@@ -410,16 +408,15 @@ class _LazyGenerator:
     """A system's generator, which loads its models when there is a first question to answer."""
 
     def __init__(self, recipe: Recipe, stage: str, system: str):
-        self._recipe, self._stage = recipe, recipe.config[stage]
+        self._recipe, self._stage, self._mesh = recipe, recipe.config[stage], recipe.mesh(stage)
         self._system = self._stage.systems[system]
-        sources = [self._system[key] for key in ("model", "expert", "antiexpert")]
-        self._sources = [source for source in sources if source]
+        self._sources = system_sources(self._system)
         if len(self._sources) not in (1, 3):
             raise ValueError(
                 f"{stage}.systems.{system}: give both expert and antiexpert, or neither"
             )
         self.settings = {
-            "models": [recipe.identity(source) for source in self._sources],
+            "models": [recipe.identity(source, size) for source, size in self._sources],
             "dtype": self._stage.dtype,
         }
         if len(self._sources) == 3:
@@ -429,18 +426,52 @@ class _LazyGenerator:
     def _generator(self) -> TextGenerator:
         recipe, dtype = self._recipe, self._stage.dtype
         models = [
-            recipe._load(source, self._system.preset, recipe.tokenizer_of(source), dtype)
-            for source in self._sources
+            recipe._load(source, size, recipe.tokenizer_of(source), self._mesh, dtype)
+            for source, size in self._sources
         ]
         combine = FirstModel() if len(models) == 1 else ProxyTuning(self._system.alpha)
         engine = Engine(
             [(model.config, model.params) for model in models], combine,
-            eos_ids=(models[0].tokenizer.eos_id,), mesh=self._recipe.mesh, slots=self._stage.slots,
+            eos_ids=(models[0].tokenizer.eos_id,), mesh=self._mesh, slots=self._stage.slots,
         )  # fmt: skip
         return TextGenerator(engine, models[0].tokenizer)
 
     def __call__(self, prompts, max_new_tokens):
         return self._generator(prompts, max_new_tokens)
+
+
+def mesh_spec(config: ConfigDict, name: str) -> str:
+    stage = config[name]
+    return (stage.mesh if stage.kind == "evaluate" else "") or config.mesh
+
+
+def system_sources(system: ConfigDict) -> list[tuple[str, str]]:
+    """The weights that a system is decoded with, each with the preset where it is random."""
+    sources = [(system.model, system.preset)]
+    sources += [(system[key], system.small_preset) for key in ("expert", "antiexpert")]
+    return [(source, preset_name) for source, preset_name in sources if source]
+
+
+def optimizer_config(stage: ConfigDict) -> OptimizerConfig:
+    return OptimizerConfig(stage.b1, stage.b2, stage.eps, stage.weight_decay, stage.clip)
+
+
+def training_config(model: LlamaConfig, stage: ConfigDict) -> LlamaConfig:
+    """The model as a training stage computes with it."""
+    changes = {key: stage[key] for key in ("dtype", "remat") if stage[key]}
+    return dataclasses.replace(model, **changes)
+
+
+def check_rows(name: str, stage: ConfigDict, mesh: Mesh) -> None:
+    """Raises a ValueError where the mesh does not divide a training stage's rows."""
+    multiple, tensor = rows_multiple(mesh, stage.micro_batches), mesh.shape["tensor"]
+    if stage.rows % multiple:
+        raise ValueError(
+            f"{name}: rows={stage.rows} must be a multiple of {multiple}, the parts that the "
+            f"mesh and micro_batches={stage.micro_batches} split it in"
+        )
+    if stage.length % tensor:
+        raise ValueError(f"{name}: length={stage.length} must be a multiple of tensor:{tensor}")
 
 
 @functools.cache

@@ -3,6 +3,7 @@
 from absl import flags
 
 from qalign_jax import cli
+from qalign_jax.parallel import meetings
 
 
 def define_flags() -> None:
@@ -22,13 +23,24 @@ def define_flags() -> None:
     )
     flags.DEFINE_integer("processes", 1, "How many processes, with --coordinator.")
     flags.DEFINE_integer("process", 0, "The number of this one, with --coordinator.")
+    flags.DEFINE_integer(
+        "join_timeout_s",
+        meetings.JOIN_TIMEOUT_S,
+        "How many seconds to wait at the start until all processes of several hosts are there.",
+        lower_bound=1,
+    )
 
 
 def run(argv: list[str]) -> dict:
     """Runs the recipe and writes its report; returns what the last line of stdout says."""
     from qalign_jax.parallel import hosts
 
-    hosts.initialize(flags.FLAGS.coordinator, flags.FLAGS.processes, flags.FLAGS.process)
+    hosts.initialize(
+        flags.FLAGS.coordinator,
+        flags.FLAGS.processes,
+        flags.FLAGS.process,
+        flags.FLAGS.join_timeout_s,
+    )
 
     import jax
 

@@ -1,13 +1,25 @@
 """What the TPU compiler makes of the recipes, without a TPU."""
 
 import dataclasses
+import json
 
 import jax
 import pytest
 
-from qalign_jax.configs import common, math_cot, slices
-from qalign_jax.fits import Setting, compile_training, fits, meshes, model_time, table
+from qalign_jax.configs import common, math_cot, proxy_tuning, slices
+from qalign_jax.fits import (
+    Setting,
+    compile_decoding,
+    compile_training,
+    fits,
+    link_seconds,
+    meshes,
+    model_time,
+    table,
+)
 from qalign_jax.models.presets import preset
+from qalign_jax.parallel.compiled import Collective, Program
+from qalign_jax.parallel.mesh import make_mesh
 from qalign_jax.parallel.topologies import CHIPS, GIB, Slice, parse_slice
 
 FULL = Setting("", "full", 1)
@@ -26,7 +38,7 @@ def without_flags_of_the_cpu_backend():
 @pytest.fixture(scope="module")
 def tiny():
     config = math_cot.get_config("tiny")
-    config.mesh = "fsdp:2,tensor:2"
+    config.mesh, config.evaluation.mesh = "fsdp:2,tensor:2", "data:2,tensor:2"
     config.evaluation.systems.steered = common.system(
         "response_alignment", expert="question_alignment", antiexpert="response_alignment_only"
     )
@@ -64,7 +76,43 @@ def test_three_models_decode_in_one_program_that_holds_them_all(compiled):
 
 def test_weights_are_gathered_and_gradients_scattered(compiled):
     collectives = compiled["stages"]["question_alignment"]["collectives"]
-    assert collectives["all-gather"] > 0 and collectives["reduce-scatter"] > 0
+    assert collectives["all-gather"]["f32"] > 0 and collectives["reduce-scatter"]["f32"] > 0
+
+
+def test_evaluation_is_compiled_on_its_own_mesh_which_gathers_no_weight(compiled, tiny):
+    shared = tiny.copy_and_resolve_references()
+    shared.evaluation.mesh = ""
+    shared.evaluation.systems = {"base": shared.evaluation.systems.base}
+    alone = fits(shared, parse_slice("v5e-4"), stages=["evaluation"])
+
+    def gathered(found):
+        decode = found["stages"]["evaluation"]["programs"]["base decode"]
+        return sum(decode["collectives"]["all-gather"].values())
+
+    assert gathered(compiled) < gathered(alone)
+
+
+def test_a_sweep_tells_every_setting_that_fits_the_fastest_first(tiny):
+    tiny = tiny.copy_and_resolve_references()
+    tiny.question_alignment.rows = 2  # pure fsdp does not divide them, nor micro-batches
+    found = fits(tiny, parse_slice("v5e-4"), stages=["question_alignment"], sweep=True)
+    swept = found["suggestions"]["question_alignment"]
+    assert {one["remat"] for one in swept} == {"full", "qkvo", "qkvo_mlp"}
+    assert {one["mesh"] for one in swept} == {"fsdp:2,tensor:2"}
+    steps = [one["modelled_step_s"] for one in swept]
+    assert steps == sorted(steps) and steps[0] < steps[-1]
+    assert f"mesh={swept[0]['mesh']} remat={swept[0]['remat']}" in table(found)
+
+
+def test_where_a_stage_does_not_fit_what_was_tried_and_does_is_told(tiny):
+    large = tiny.copy_and_resolve_references()
+    large.question_alignment.update({"rows": 2**12, "length": 2048, "remat": "none"})
+    found = fits(large, parse_slice("v5e-4"), stages=["question_alignment"])
+    stage, tried = found["stages"]["question_alignment"], found["suggestions"]["question_alignment"]
+    assert not found["fits"] and stage["spare_gib"] < 0
+    assert tried and all(one["fits"] and one["topology"] == "v5e:2x2" for one in tried)
+    assert all(one["remat"] == "full" and one["spare_gib"] > 0 for one in tried)
+    assert " NO " in table(found) and "fits with --topology=v5e:2x2" in table(found)
 
 
 def test_what_does_not_fit_is_told_with_the_bytes_it_needs():
@@ -73,6 +121,13 @@ def test_what_does_not_fit_is_told_with_the_bytes_it_needs():
         rows=8, length=512,
     )  # fmt: skip
     assert not found.fits and found.peak_bytes > 15.75 * GIB
+    assert found.spare_bytes == found.allowed_bytes - found.peak_bytes < 0
+
+
+def test_terabytes_that_are_missing_are_told_too():
+    setting = Setting("fsdp:2,tensor:2", "none", 1)
+    found = compile_training(preset("tiny"), parse_slice("v5e:2x2"), setting, 2**15, 2048)
+    assert not found.fits and found.peak_bytes > 2**40
 
 
 def test_bad_requests_end_before_anything_is_compiled(tiny):
@@ -89,10 +144,23 @@ def test_bad_requests_end_before_anything_is_compiled(tiny):
 
 def test_model_time_is_the_slower_of_chip_and_links_or_their_sum():
     chip = CHIPS["v5e"]
-    second = {"flops": 197e12, "hbm_bytes": 819e9, "wire_bytes": 100e9}
     assert model_time(chip, 197e12, 0, 0) == (1, 1)
-    assert model_time(chip, 0, 819e9 * 2, 100e9) == (2, 3)
-    assert model_time(chip, **second) == (1, 2)
+    assert model_time(chip, 0, 819e9 * 2, 1) == (2, 3)
+    assert model_time(chip, 197e12, 819e9, 1) == (1, 2)
+    assert model_time(chip, 197e12, 819e9, 3) == (3, 4)
+
+
+def test_links_of_all_torus_axes_of_a_group_carry_it_and_dcn_what_goes_between_slices():
+    v5p, two = CHIPS["v5p"], Slice("v5e", (2, 2), 2)
+    torus = make_mesh("fsdp:16,tensor:4", Slice("v5p", (4, 4, 4)).devices())
+    gather = Collective("all-gather", "bf16", 4 * 10**9, (0, 1, 2, 3), 2, "")  # tensor
+    across = dataclasses.replace(gather, members=tuple(range(0, 64, 4)))  # fsdp, a plane
+    alone = link_seconds(Program((gather,), 0), v5p, torus)
+    assert alone == pytest.approx(2 * 4 * (3 / 4) / 200)  # GB over a third of 600 GB/s
+    assert link_seconds(Program((across,), 0), v5p, torus) == pytest.approx(2 * 4 * (15 / 16) / 400)
+    slices = make_mesh("data:2,fsdp:2x2", two.devices())
+    between = dataclasses.replace(gather, kind="all-reduce", members=(0, 4))
+    assert link_seconds(Program((between,), 0), CHIPS["v5e"], slices) == pytest.approx(8 / 3.125)
 
 
 def test_meshes_worth_trying_divide_the_slice_and_the_model():
@@ -104,7 +172,9 @@ def test_meshes_worth_trying_divide_the_slice_and_the_model():
 
 
 def test_a_slice_in_the_recipes_argument_gives_its_mesh():
-    assert math_cot.get_config("llama2_70b,v5p-128").mesh == "fsdp:16,tensor:4"
+    config = math_cot.get_config("llama2_70b,v5p-128")
+    assert (config.mesh, config.evaluation.mesh) == ("fsdp:16,tensor:4", "data:8,tensor:8")
+    assert proxy_tuning.get_config("llama2_70b,v5p-16").mesh == "tensor:8"
     assert math_cot.get_config("llama2_7b,v5e:4x4").mesh == "fsdp:4x4"
     with pytest.raises(ValueError, match=r"llama2_7b has no setting for v5e:2x2; it has"):
         math_cot.get_config("llama2_7b,v5e-4")
@@ -112,26 +182,85 @@ def test_a_slice_in_the_recipes_argument_gives_its_mesh():
         math_cot.get_config("llama2_7b,h100")
 
 
+def matrix_bytes(model, tensor):
+    """The least of a layer's matrices, over all layers, as bf16 gradients of a tensor shard."""
+    return 2 * model.n_layers * model.d_model * model.n_kv_heads * model.head_size // tensor
+
+
+def scatters_its_gradients(found, model, tensor) -> bool:
+    """No matrix' gradient is all-reduced in full, only those of norms are, and scalars."""
+    summed = sum(found["collectives"].get("all-reduce", {}).values())
+    scattered = sum(found["collectives"]["reduce-scatter"].values())
+    return summed < matrix_bytes(model, tensor) and scattered > 2 * model.num_parameters / tensor
+
+
 @pytest.mark.slow
-def test_7b_on_sixteen_v5e_fits_scatters_its_gradients_and_aliases_its_state():
-    model = preset("llama2_7b")
-    found = compile_training(
-        model, parse_slice("v5e-16"), dataclasses.replace(FULL, mesh="fsdp:4x4"), 128, 512
-    )
-    assert found.fits and found.peak_bytes <= 14 * GIB
-    # no matrix' gradient is all-reduced, only norms and scalars are
-    assert found.collectives["all-reduce"] < model.d_model * model.d_ff * 2
-    assert found.collectives["reduce-scatter"] > model.num_parameters * 2
+@pytest.mark.parametrize(
+    ("name", "where", "mesh", "remat", "rows", "length", "gib", "mfu"),
+    [
+        ("llama2_7b", "v5e:4x4", "fsdp:4x4", "full", 128, 512, 14, 0.55),
+        ("llama2_70b", "v5e:16x16", "fsdp:32,tensor:8", "full", 256, 2048, 10.5, 0.50),
+    ],
+)
+def test_a_training_step_fits_scatters_its_gradients_and_aliases_its_state(
+    name, where, mesh, remat, rows, length, gib, mfu
+):
+    model, where = preset(name), parse_slice(where)
+    found = compile_training(model, where, Setting(mesh, remat, 1), rows, length)
+    assert found.fits and found.peak_bytes <= gib * GIB
+    tensor = make_mesh(mesh, where.devices()).shape["tensor"]
+    assert scatters_its_gradients(found.to_json(), model, tensor)
     assert 1 <= found.aliased_bytes / found.state_bytes < 1.001
-    assert found.mfu[1] >= 0.55  # modelled, nothing overlapped
+    assert found.mfu[1] >= mfu  # modelled, nothing overlapped
+    assert found.compile_s < 180
+
+
+@pytest.mark.slow
+def test_fsdp_as_one_axis_over_a_slice_would_not_scatter():
+    model = dataclasses.replace(preset("llama2_7b"), n_layers=4)
+    found = compile_training(model, parse_slice("v5e:4x4"), Setting("fsdp:16", "full", 1), 16, 512)
+    assert not scatters_its_gradients(found.to_json(), model, 1)
+
+
+@pytest.mark.slow
+def test_slices_are_joined_by_data_whose_sums_alone_go_over_dcn():
+    model = dataclasses.replace(preset("llama2_7b"), n_layers=4)
+    where = parse_slice("v5e:4x4", 2)
+    found = compile_training(model, where, Setting("data:2,fsdp:4x4", "full", 1), 32, 512)
+    assert found.fits and scatters_its_gradients(found.to_json(), model, 1)
+
+
+@pytest.mark.slow
+def test_three_models_of_7b_and_70b_decode_on_eight_v5p():
+    models = tuple(map(preset, ("llama2_70b", "llama2_7b", "llama2_7b")))
+    _, decode = compile_decoding(models, parse_slice("v5p:2x2x2"), "tensor:8", 64, 512, 512)
+    assert decode.fits and 1 <= decode.aliased_bytes / decode.state_bytes < 1.001
+    weights = sum(2 * model.num_parameters for model in models) / 8
+    # every step reads the weights and the caches once, and copies neither
+    assert decode.hbm_bytes < 1.4 * (weights + decode.state_bytes)
 
 
 @pytest.mark.release
 @pytest.mark.parametrize(("model", "where"), slices.MESHES)
 def test_every_preset_fits(model, where):
     config = math_cot.get_config(f"{model},{where}")
-    found = fits(config, parse_slice(where), stages=["question_alignment"], suggest=False)
-    stage = found["stages"]["question_alignment"]
-    assert stage["fits"]
-    assert 1 <= stage["aliased_bytes"] / stage["state_bytes"] < 1.001
-    assert stage["compile_s"] < 180
+    del config.evaluation.systems["ralign"], config.evaluation.systems["qalign"]
+    stages = ["question_alignment", "evaluation"]
+    found = fits(config, parse_slice(where), stages=stages, suggest=False)
+    print(json.dumps(found), table(found), sep="\n")  # pytest -s tells the README's figures
+    training, evaluation = (found["stages"][stage] for stage in stages)
+    assert training["fits"] and evaluation["fits"]
+    assert 1 <= training["aliased_bytes"] / training["state_bytes"] < 1.001
+    assert training["compile_s"] < 180
+    if where in ("v5e:4x4", "v5e:16x16", "v5p:4x4x4", "v4:4x4x8"):
+        tensor = int(config.mesh.partition("tensor:")[2] or 1)
+        assert scatters_its_gradients(training, preset(model), tensor)
+
+
+@pytest.mark.release
+@pytest.mark.parametrize(("model", "where"), slices.STEERED_MESHES)
+def test_every_steered_preset_fits(model, where):
+    config = proxy_tuning.get_config(f"{model},{where}")
+    found = fits(config, parse_slice(where))
+    print(json.dumps(found), table(found), sep="\n")
+    assert found["fits"]

@@ -66,35 +66,12 @@ class Engine:
           ValueError: a number of models that `combine` does not take, no slots, key-value heads
             that the mesh's tensor axis does not divide.
         """
-        if len(models) != combine.models:
-            raise ValueError(
-                f"{type(combine).__name__} takes {combine.models} models, {len(models)} were given"
-            )
-        if slots < 1:
-            raise ValueError(f"slots {slots}: expected at least 1")
-        shards = 1
-        if mesh is not None:
-            shards = batch_shards(mesh)
-            for config, _ in models:
-                if config.n_kv_heads % mesh.shape["tensor"]:
-                    raise ValueError(
-                        f"{config.n_kv_heads} key-value heads cannot be split over tensor:"
-                        f"{mesh.shape['tensor']}; choose a tensor size that divides them"
-                    )
         self.configs = tuple(config for config, _ in models)
+        self._plan = make_plan(self.configs, combine, sampling, mesh, slots)
         self.max_length = min(config.max_length for config in self.configs)
         self._params = tuple(_held_params(config, params, mesh) for config, params in models)
         self._seed = sampling.seed
         self._eos_ids = np.asarray(eos_ids, np.int32)
-        self._shards = shards
-        self._plan = Plan(
-            configs=self.configs,
-            combine=combine,
-            sampling=dataclasses.replace(sampling, seed=0),
-            mesh=mesh,
-            slots=-(-slots // shards) * shards,
-            length=0,
-        )
 
     def generate(
         self,
@@ -121,8 +98,7 @@ class Engine:
         if not requests:
             return iter(())
         longest = max(len(request.prompt) + request.limit for request in requests)
-        length = min(_round_up(longest, LENGTH_MULTIPLE), self.max_length)
-        return self._run(dataclasses.replace(self._plan, length=length), requests)
+        return self._run(with_room(self._plan, longest), requests)
 
     def _requests(self, prompts, max_new_tokens, numbers) -> list[_Request]:
         if max_new_tokens < 1:
@@ -180,22 +156,12 @@ class Engine:
             idle.extend(rows)
         yield from finished
 
-    def _bucket(self, plan: Plan, prompt: Sequence[int]) -> int:
-        return min(_bucket(len(prompt)), plan.length)
-
-    def _width(self, plan: Plan, bucket: int) -> int:
-        """How many prompts of this bucket one prefill takes: an eighth of the slots."""
-        width = min(-(-plan.slots // 8), max(1, PREFILL_POSITIONS // bucket))
-        return _round_up(width, self._shards)
-
     def _group_size(self, plan: Plan, waiting) -> int:
-        bucket = self._bucket(plan, waiting[0].prompt)
-        return min(len(waiting), self._width(plan, bucket))
+        return min(len(waiting), prefill_shape(plan, len(waiting[0].prompt))[0])
 
     def _prefill(self, plan: Plan, group: list[_Request], rows: list[int]) -> dict:
         """The arguments of `fill`; rows past the group's end are dropped there."""
-        bucket = self._bucket(plan, group[0].prompt)
-        width = self._width(plan, bucket)
+        width, bucket = prefill_shape(plan, len(group[0].prompt))
         arrays = dict(
             tokens=np.zeros((width, bucket), np.int32),
             lengths=np.ones(width, np.int32),
@@ -235,7 +201,47 @@ class TextGenerator:
         return ((number, self.tokenizer.decode(ids), len(ids)) for number, ids in answers)
 
 
-def _held_params(config: LlamaConfig, params, mesh):
+def make_plan(
+    configs: tuple[LlamaConfig, ...], combine: Callable, sampling: Sampling, mesh: Mesh | None,
+    slots: int,
+) -> Plan:  # fmt: skip
+    """What an `Engine` of these models compiles, for caches of no length yet (`with_room`).
+
+    Raises:
+      ValueError: as `Engine`.
+    """
+    if len(configs) != combine.models:
+        raise ValueError(
+            f"{type(combine).__name__} takes {combine.models} models, {len(configs)} were given"
+        )
+    if slots < 1:
+        raise ValueError(f"slots {slots}: expected at least 1")
+    tensor = mesh.shape["tensor"] if mesh else 1
+    for config in configs:
+        if config.n_kv_heads % tensor:
+            raise ValueError(
+                f"{config.n_kv_heads} key-value heads cannot be split over tensor:{tensor}; "
+                "choose a tensor size that divides them"
+            )
+    slots = _round_up(slots, batch_shards(mesh) if mesh else 1)
+    sampling = dataclasses.replace(sampling, seed=0)
+    return Plan(configs, combine, sampling, mesh, slots, length=0)
+
+
+def with_room(plan: Plan, longest: int) -> Plan:
+    """The plan with caches for prompts and answers that together have up to `longest` tokens."""
+    most = min(config.max_length for config in plan.configs)
+    return dataclasses.replace(plan, length=min(_round_up(longest, LENGTH_MULTIPLE), most))
+
+
+def prefill_shape(plan: Plan, prompt_length: int) -> tuple[int, int]:
+    """Rows and positions of the prefill that takes prompts of up to this length."""
+    bucket = min(_bucket(prompt_length), plan.length)
+    width = min(-(-plan.slots // 8), max(1, PREFILL_POSITIONS // bucket))
+    return _round_up(width, batch_shards(plan.mesh) if plan.mesh else 1), bucket
+
+
+def _held_params(config: LlamaConfig, params, mesh: Mesh | None):
     """On their devices, and in the dtypes of the arithmetic."""
     params = arithmetic_params(config, params)
     if mesh is None:

@@ -14,7 +14,7 @@ from flax import struct
 from jax.sharding import Mesh
 
 from qalign_jax.decoding.sampling import Sampling, choose, row_keys
-from qalign_jax.models.llama import CACHE_AXES, Llama, LlamaConfig, empty_cache
+from qalign_jax.models.llama import Llama, LlamaConfig, cache_axes, empty_cache, write_prompts
 from qalign_jax.parallel.mesh import sharding_of
 
 
@@ -42,7 +42,7 @@ class Slots:
     A row's newest token is not in the caches yet: the next step reads it, at `positions`.
     """
 
-    caches: tuple  # a model: a pair of [L, B, S, K, H]
+    caches: tuple  # a model's each, as models/llama.py's empty_cache
     tokens: jax.Array  # [B] int32, the newest token
     positions: jax.Array  # [B] int32, where it stands in its sequence
     requests: jax.Array  # [B] int32, the request's number, for its random key
@@ -60,7 +60,10 @@ def _place(plan: Plan, array: jax.Array, axes: tuple[str | None, ...]) -> jax.Ar
 
 def _place_slots(plan: Plan, slots: Slots) -> Slots:
     """Caches split over batch and heads; the rest on every device, for every host to read."""
-    caches = jax.tree.map(lambda cache: _place(plan, cache, CACHE_AXES), slots.caches)
+    caches = tuple(
+        tuple(_place(plan, whole, cache_axes(config)) for whole in cache)
+        for config, cache in zip(plan.configs, slots.caches)
+    )
     whole = jax.tree.map(
         lambda array: _place(plan, array, (None,) * array.ndim), slots.replace(caches=())
     )
@@ -75,7 +78,10 @@ def abstract_slots(plan: Plan) -> Slots:
         sharding = sharding_of(plan.mesh, axes)
         return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=sharding)
 
-    caches = jax.tree.map(lambda cache: on_mesh(cache, CACHE_AXES), shapes.caches)
+    caches = tuple(
+        tuple(on_mesh(whole, cache_axes(config)) for whole in cache)
+        for config, cache in zip(plan.configs, shapes.caches)
+    )
     whole = jax.tree.map(
         lambda array: on_mesh(array, (None,) * array.ndim), shapes.replace(caches=())
     )
@@ -115,12 +121,7 @@ def fill(
     for config, weights, cache in zip(plan.configs, params, slots.caches):
         last, kv = Llama(config).apply({"params": weights}, tokens, lengths, method="prefill")
         logits.append(last)
-        caches.append(
-            tuple(
-                whole.at[:, rows, : tokens.shape[1]].set(new.astype(whole.dtype), mode="drop")
-                for whole, new in zip(cache, kv)
-            )
-        )
+        caches.append(write_prompts(config, cache, rows, kv))
     none = jnp.zeros_like(lengths)
     chosen = _choose(plan, logits, key, requests, none)
     kept, generated, active = _count(eos_ids, chosen, limits > 0, none, limits)

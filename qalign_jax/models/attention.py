@@ -90,18 +90,18 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Arr
     """Grouped-query attention, softmax in f32.
 
     Args:
-      q: [B, T, N, H]; k, v: [B, S, K, H]; mask: [B, T, S] bool.
+      q: [B, T, N, H]; k, v: [B, K, S, H]; mask: [B, T, S] bool.
 
     Returns:
       [B, T, N, H] in q's dtype.
     """
     batch, length, heads, head_size = q.shape
-    kv_heads = k.shape[2]
+    kv_heads = k.shape[1]
     q = q.reshape(batch, length, kv_heads, heads // kv_heads, head_size)
-    scores = jnp.einsum("btkgh,bskh->bkgts", q, k, preferred_element_type=jnp.float32)
+    scores = jnp.einsum("btkgh,bksh->bkgts", q, k, preferred_element_type=jnp.float32)
     scores = jnp.where(mask[:, None, None], scores * head_size**-0.5, -1e30)
     weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
-    return jnp.einsum("bkgts,bskh->btkgh", weights, v).reshape(batch, length, heads, head_size)
+    return jnp.einsum("bkgts,bksh->btkgh", weights, v).reshape(batch, length, heads, head_size)
 
 
 # What splash's tiles and the TPU's lanes want: lengths and head sizes are multiples of this.
@@ -113,7 +113,8 @@ def takes_splash(kind: str, platform: str, length: int, head_size: int) -> bool:
     """Whether packed rows of this length are attended by the splash kernel.
 
     Args:
-      kind: one of ATTENTION. "auto" takes splash on a TPU, where the sizes allow it.
+      kind: one of ATTENTION. "auto" takes splash on a TPU, where the sizes allow it, and cuDNN's
+        kernel on a GPU (`takes_cudnn`).
 
     Raises:
       ValueError: an unknown kind, or splash asked for on sizes that it cannot tile.
@@ -127,6 +128,21 @@ def takes_splash(kind: str, platform: str, length: int, head_size: int) -> bool:
             f"{length} and {head_size}; 'auto' falls back to plain"
         )
     return kind == "splash" or (kind == "auto" and fits and platform == "tpu")
+
+
+def takes_cudnn(kind: str, platform: str, dtype, head_size: int) -> bool:
+    """Whether packed rows are attended by cuDNN: on a GPU, in 16 bits, with heads up to 128."""
+    fits = jnp.dtype(dtype).itemsize == 2 and head_size % 8 == 0 and head_size <= 128
+    return kind == "auto" and platform == "gpu" and fits
+
+
+def cudnn_attend(
+    q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array, implementation: str = "cudnn"
+) -> jax.Array:
+    """What `attend` gives with k and v as [B, S, K, H], without the scores in memory."""
+    return jax.nn.dot_product_attention(
+        q, k, v, mask=mask[:, None], scale=q.shape[-1] ** -0.5, implementation=implementation
+    )
 
 
 def splash_attend(

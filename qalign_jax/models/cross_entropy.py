@@ -23,7 +23,7 @@ def cross_entropy(hidden, kernel, targets, vocab_size: int, parallel: Parallelis
       [B, T] f32, in nats.
     """
     batch, length, width = hidden.shape
-    hidden = parallel.split_over_tensor(hidden).reshape(batch * length, width)
+    hidden = hidden.reshape(batch * length, width)
     targets = targets.reshape(-1)
     first = parallel.tensor_index() * kernel.shape[1]
     columns = first + jnp.arange(kernel.shape[1])

@@ -21,10 +21,12 @@ from qalign_jax.models.attention import (
     RopeScaling,
     attend,
     cache_mask,
+    cudnn_attend,
     packed_mask,
     rope_frequencies,
     rotate,
     splash_attend,
+    takes_cudnn,
     takes_splash,
 )
 from qalign_jax.models.cross_entropy import cross_entropy
@@ -33,7 +35,8 @@ from qalign_jax.parallel.mesh import Parallelism, spec_of
 # The vocabulary's rows are padded to a multiple of this, so that one checkpoint fits every mesh.
 VOCAB_MULTIPLE = 128
 
-# What the backward pass finds saved, by name; everything else is computed again.
+# What the backward pass finds saved, by name; everything else is computed again. "qkvo" are
+# queries, keys, values, what attention makes of them, and its output projection.
 REMAT_POLICIES = {
     "full": jax.checkpoint_policies.nothing_saveable,
     "qkvo": jax.checkpoint_policies.save_only_these_names("qkvo"),
@@ -62,7 +65,7 @@ class LlamaConfig:
     init_scale: float = 0.02
     dtype: str = "bfloat16"
     remat: str = "full"
-    attention: str = "auto"  # of packed rows: plain, splash, or splash on TPUs alone
+    attention: str = "auto"  # of packed rows: plain, splash, or what suits the device
     scan_layers: bool = True  # False unrolls: XLA on CPU runs a loop's body on one core
 
     @property
@@ -93,12 +96,12 @@ class LlamaConfig:
         """FLOPs a token that the backward pass computes again under the config's remat policy."""
         if self.remat == "none":
             return 0.0
-        head = 2 * self.d_model * self.head_size
-        again = head * self.n_heads  # the output projection
+        again = 0
         if self.remat in ("full", "qkvo"):
             again += 4 * self.d_model * self.d_ff  # gate and up
         if self.remat == "full":
-            again += head * (self.n_heads + 2 * self.n_kv_heads)  # queries, keys, values
+            heads = 2 * (self.n_heads + self.n_kv_heads)  # the four projections
+            again += 2 * self.d_model * self.head_size * heads
             again += 2 * self.n_heads * self.head_size * length  # causal attention
         return self.n_layers * again
 
@@ -149,7 +152,7 @@ class Attention(nn.Module):
         output = (config.n_heads, config.head_size, config.d_model)
         wo = parameter(self, "out", output, ("heads", "head_size", "embed"), scale)
 
-        x = self.parallel.split_over_tensor(x)
+        x = self.parallel.gather_length(x)
         frequencies = rope_frequencies(config.head_size, config.rope_theta, config.rope_scaling)
         splash = cache is None and mask.ndim == 2
         scale = config.head_size**-0.5 if splash else 1.0
@@ -158,14 +161,17 @@ class Attention(nn.Module):
         v = jnp.einsum("btd,dkh->btkh", x, wv)
         q, k, v = (checkpoint_name(a, "qkvo") for a in (q, k, v))
         if cache is not None:
-            cache = write_cache(cache, layer, positions, k, v)
-            out = attend(q, cache[0][layer], cache[1][layer], mask)
+            cache = write_cache(config, cache, layer, positions, k, v)
+            out = attend(q, *(heads_first(config, whole[layer]) for whole in cache), mask)
         elif splash:
             interpret = self.parallel.platform != "tpu"
             out = splash_attend(q, k, v, mask, config.sliding_window, interpret)
+        elif takes_cudnn(config.attention, self.parallel.platform, q.dtype, config.head_size):
+            out = checkpoint_name(cudnn_attend(q, k, v, mask), "qkvo")
         else:
-            out = checkpoint_name(attend(q, k, v, mask), "qkvo")
-        out = self.parallel.sum_over_tensor(jnp.einsum("btnh,nhd->btd", out, wo))
+            out = checkpoint_name(attend(q, k.swapaxes(1, 2), v.swapaxes(1, 2), mask), "qkvo")
+        out = self.parallel.scatter_length(jnp.einsum("btnh,nhd->btd", out, wo))
+        out = checkpoint_name(out, "qkvo")
         return out, cache, (k, v)
 
 
@@ -180,11 +186,11 @@ class FeedForward(nn.Module):
         gate = parameter(self, "gate", shape, ("embed", "mlp"), scale)
         up = parameter(self, "up", shape, ("embed", "mlp"), scale)
         down = parameter(self, "down", shape[::-1], ("mlp", "embed"), scale)
-        x = self.parallel.split_over_tensor(x)
+        x = self.parallel.gather_length(x)
         gated = checkpoint_name(jnp.einsum("btd,df->btf", x, gate), "mlp")
         plain = checkpoint_name(jnp.einsum("btd,df->btf", x, up), "mlp")
         out = jnp.einsum("btf,fd->btd", jax.nn.silu(gated) * plain, down)
-        return self.parallel.sum_over_tensor(out)
+        return self.parallel.scatter_length(out)
 
 
 class Block(nn.Module):
@@ -285,30 +291,32 @@ class Llama(nn.Module):
         """Reads one token a row against a cache.
 
         Args:
-          tokens, positions: [B] int32; cache: a pair of [L, B, S, K, H]. The token's key and value
+          tokens, positions: [B] int32; cache: as `empty_cache`. The token's key and value
             are written at `positions`, dropped where that is S or more.
 
         Returns:
           the logits [B, V] f32 after the token, and the cache.
         """
         positions = positions[:, None]
-        mask = cache_mask(positions, cache[0].shape[2], self.config.sliding_window)
+        length = cache[0].shape[cache_axes(self.config).index("length")]
+        mask = cache_mask(positions, length, self.config.sliding_window)
         hidden, cache, _ = self._forward(tokens[:, None], positions, mask, cache)
         return self._logits(hidden)[:, 0], cache
 
     def _forward(self, tokens, positions, mask, cache=None, keep_kv=False):
+        tokens = self.parallel.own_length(tokens)
         x = jnp.take(self.embed(), tokens, axis=0).astype(jnp.dtype(self.config.dtype))
         carry = (x, cache, jnp.int32(0))
         (x, cache, _), kv = self.layers(carry, positions, mask, keep_kv)
-        return self.norm(x), cache, kv
+        return self.parallel.gather_length(self.norm(x)), cache, kv
 
     def _head_kernel(self):
         """The head [D, V], V local to the tensor shard."""
         if not self.config.tied:
             return self.head()
         parts = self.parallel.local(self.config.padded_vocab, "vocab")
-        table = self.parallel.split_over_tensor(self.embed())
-        rows = jax.lax.dynamic_slice_in_dim(table, self.parallel.tensor_index() * parts, parts)
+        first = self.parallel.tensor_index() * parts
+        rows = jax.lax.dynamic_slice_in_dim(self.embed(), first, parts)
         return rows.T.astype(jnp.dtype(self.config.dtype))
 
     def _logits(self, hidden):
@@ -333,26 +341,65 @@ class Table(nn.Module):
         return parameter(self, self.weight, shape, self.axes, self.config.init_scale)
 
 
-def write_cache(cache, layer, positions, k, v):
+def cache_axes(config: LlamaConfig) -> tuple[str, ...]:
+    """The logical axes of a cache, in the order in which attention reads it on a TPU.
+
+    In the other order the TPU compiler copies the whole cache several times a layer: grouped
+    queries want the heads before the positions, one query a head wants them behind.
+    """
+    if config.n_kv_heads < config.n_heads:
+        return ("layers", "batch", "kv_heads", "length", "head_size")
+    return ("layers", "batch", "length", "kv_heads", "head_size")
+
+
+def heads_first(config: LlamaConfig, keys: jax.Array) -> jax.Array:
+    """One layer's part of a cache as [B, K, S, H]."""
+    return keys if cache_axes(config).index("kv_heads") == 2 else keys.swapaxes(1, 2)
+
+
+def empty_cache(config: LlamaConfig, batch: int, length: int):
+    """A cache of zeros in the config's dtype: keys and values, each [L, B, K, S, H] in the order
+    of `cache_axes`.
+    """
+    sizes = dict(
+        layers=config.n_layers, batch=batch, kv_heads=config.n_kv_heads, length=length,
+        head_size=config.head_size,
+    )  # fmt: skip
+    shape = tuple(sizes[axis] for axis in cache_axes(config))
+    return tuple(jnp.zeros(shape, jnp.dtype(config.dtype)) for _ in range(2))
+
+
+def write_cache(config: LlamaConfig, cache, layer, positions, k, v):
     """Writes k and v [B, T, K, H] of one layer into the cache at each row's positions [B, T].
 
     The layout is pinned after the update: left free, the TPU compiler copies the whole cache
     every step (3.5 times the bytes).
     """
     rows = jnp.arange(positions.shape[0])[:, None]
+    place = (rows, slice(None), positions)
+    if cache_axes(config).index("length") == 2:
+        place = (rows, positions)
     layout = Layout((0, 1, 2, 3, 4))
     return tuple(
         with_layout_constraint(
-            whole.at[layer, rows, positions].set(new.astype(whole.dtype), mode="drop"), layout
+            whole.at[layer, *place].set(new.astype(whole.dtype), mode="drop"), layout
         )
         for whole, new in zip(cache, (k, v))
     )
 
 
-def empty_cache(config: LlamaConfig, batch: int, length: int):
-    """A cache of zeros: a pair of [L, B, S, K, H] in the config's dtype."""
-    shape = (config.n_layers, batch, length, config.n_kv_heads, config.head_size)
-    return tuple(jnp.zeros(shape, jnp.dtype(config.dtype)) for _ in range(2))
+def write_prompts(config: LlamaConfig, cache, rows, kv):
+    """Writes the keys and values [L, P, T, K, H] of prompts into the cache's rows [P]."""
+    length = kv[0].shape[2]
+    if cache_axes(config).index("length") == 2:
+        return tuple(
+            whole.at[:, rows, :length].set(new.astype(whole.dtype), mode="drop")
+            for whole, new in zip(cache, kv)
+        )
+    return tuple(
+        whole.at[:, rows, :, :length].set(new.swapaxes(2, 3).astype(whole.dtype), mode="drop")
+        for whole, new in zip(cache, kv)
+    )
 
 
 def arithmetic_params(config: LlamaConfig, params):
@@ -366,9 +413,6 @@ def arithmetic_params(config: LlamaConfig, params):
 
 def _arithmetic_dtype(config: LlamaConfig, name: str):
     return jnp.float32 if name in ("scale", "embedding") else jnp.dtype(config.dtype)
-
-
-CACHE_AXES = ("layers", "batch", "length", "kv_heads", "head_size")
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -1,15 +1,20 @@
 """What one device does in one call of a compiled program, read from the program's text.
 
-`jax.stages.Compiled.as_text()` of a TPU program is the HLO after all passes: every loop, every
-collective and the memory space of every buffer stand in it. From that follow, without a device, the
-bytes that go over the interconnect and an estimate of the bytes that go through HBM.
+The text of a TPU program is the HLO after all passes: every loop, every collective and the memory
+space of every buffer stand in it. From that follow, without a device, the bytes that go over the
+interconnect and an estimate of the bytes that go through HBM.
 """
 
 import collections
 import dataclasses
 import functools
 import math
+import pathlib
 import re
+import tempfile
+
+import jax
+import numpy as np
 
 _KINDS = ("all-gather", "reduce-scatter", "all-reduce", "collective-permute", "all-to-all")
 _SLICES = ("dynamic-slice", "slice", "gather", "dynamic-slice-start", "slice-start")
@@ -27,6 +32,7 @@ _START = re.compile(r"\s+(ROOT\s+)?%?([\w.\-]+) = ")
 _OPCODE = re.compile(r"\s*([a-z][\w\-]*)\(")
 _ARRAY = re.compile(r"([a-z]\w*)\[([\d,<=]*)\](?:\{([^}]*)\})?")
 _REFERENCE = re.compile(r"%([\w.\-]+)")
+_END = re.compile(r'\}(?:, execution_thread="[^"]*")?$')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,14 +47,14 @@ class Collective:
     kind: str  # all-gather, reduce-scatter, all-reduce, collective-permute or all-to-all
     dtype: str
     bytes: int
-    group: int  # devices that take part in one group; 2 for a permute
+    members: tuple[int, ...]  # devices of one of its groups, by their place in the mesh
     times: int  # executions in a call
     source: str  # op_name of its metadata, "" if it has none
 
     @property
     def wire_bytes(self) -> float:
         """Bytes that one device sends in one execution, by the ring algorithms."""
-        ring = (self.group - 1) / max(self.group, 1)
+        ring = 1 - 1 / len(self.members)
         rounds = {"all-gather": ring, "reduce-scatter": ring, "all-reduce": 2 * ring}
         return self.bytes * rounds.get(self.kind, 1)
 
@@ -65,12 +71,12 @@ class Program:
     collectives: tuple[Collective, ...]
     hbm_bytes: int
 
-    def bytes_by_kind(self) -> dict[str, int]:
-        """Bytes of all executions, summed for each kind of collective that occurs."""
-        total = collections.Counter()
+    def bytes_by_kind(self) -> dict[str, dict[str, int]]:
+        """Bytes of all executions, by the kind of collective and its dtype."""
+        total = collections.defaultdict(collections.Counter)
         for each in self.collectives:
-            total[each.kind] += each.bytes * each.times
-        return dict(total)
+            total[each.kind][each.dtype] += each.bytes * each.times
+        return {kind: dict(dtypes) for kind, dtypes in total.items()}
 
     @property
     def wire_bytes(self) -> int:
@@ -78,8 +84,22 @@ class Program:
         return round(sum(each.wire_bytes * each.times for each in self.collectives))
 
 
+def compile_and_print(lowered) -> tuple[jax.stages.Compiled, str]:
+    """Compiles a lowered program; returns it with its text.
+
+    The compiler writes the text: `as_text` raises where a program has work for SparseCores (v5p,
+    v6e), in a form that jaxlib does not know.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        options = {"xla_dump_to": folder, "xla_dump_hlo_as_text": True}
+        compiled = lowered.compile(compiler_options=options)
+        written = list(pathlib.Path(folder).glob("*.after_codegen.txt"))
+        # none where the program came from JAX's compilation cache
+        return compiled, written[0].read_text() if len(written) == 1 else compiled.as_text()
+
+
 def read_program(text: str) -> Program:
-    """Reads the text of a compiled program (`jax.stages.Compiled.as_text()`).
+    """Reads the text of a compiled program, as `compile_and_print` gives it.
 
     Loops multiply what is in them by their trip count, 1 where it cannot be told. Of the branches
     of a conditional the one that moves most counts. What is not understood is skipped; a text
@@ -174,8 +194,10 @@ class _Module:
             times, inner = 1, None
             if each.opcode == "while":
                 times, inner = self.trip_count(each, computation), self.cost(each.called("body"))
-            elif each.opcode in ("call", "async-start"):
+            elif each.opcode in ("call", "call-start", "async-start"):
                 inner = self.cost(each.called("to_apply", "calls"))
+            elif offloaded := re.search(r"\bcalled_computations=\{%?([\w.\-]+)", each.attributes):
+                inner = self.cost(offloaded[1])  # a program of the SparseCores
             elif each.opcode == "conditional":
                 inner = max(
                     map(self.cost, _branches(each)),
@@ -253,7 +275,7 @@ class _Module:
             kind="reduce-scatter" if whole else kind,
             dtype=max(arrays, key=lambda array: array.bytes).dtype if arrays else "",
             bytes=sum(array.bytes for array in arrays),
-            group=2 if kind == "collective-permute" else _group(each.attributes, self.devices),
+            members=_members(each.attributes, self.devices),
             times=1,
             source=each.source or (caller.source if caller else ""),
         )
@@ -267,7 +289,7 @@ class _Module:
 
     def traffic(self, each: _Instruction, computation: _Computation) -> int:
         """Bytes that an instruction which calls no program moves from and to HBM."""
-        if each.opcode in _FREE or each.opcode.endswith("-done"):
+        if each.opcode in _FREE or each.opcode.endswith(("-done", "-update")):
             return 0
         if re.search(rf'custom_call_target="(?:{"|".join(_FREE_TARGETS)})"', each.attributes):
             return 0
@@ -356,17 +378,37 @@ def _branches(each: _Instruction) -> list[str]:
     return re.findall(r"\b(?:true|false)_computation=%?([\w.\-]+)", each.attributes)
 
 
-def _group(attributes: str, devices: int) -> int:
-    """Devices in one group: {{0,1},{2,3}}, [2,2]<=[4], mesh['a'=2,'b'=2] {'b'}, or {} for all."""
+def _members(attributes: str, devices: int) -> tuple[int, ...]:
+    """The first group of a collective: {{0,1},{2,3}}, [2,2]<=[2,2]T(1,0), mesh['a'=2,'b'=2] {'b'},
+    {} for all devices, or the first pair of a permute that is no loop.
+    """
+    if pairs := re.search(r"source_target_pairs=\{(.*?)\}\}", attributes):
+        pairs = [tuple(map(int, pair)) for pair in re.findall(r"\{(\d+),(\d+)", pairs[0])]
+        return next((pair for pair in pairs if pair[0] != pair[1]), (0,))
     if listed := re.search(r"replica_groups=\{\{([\d,]+)\}", attributes):
-        return listed[1].count(",") + 1
-    if iota := re.search(r"replica_groups=\[(?:\d+,)*(\d+)\]<=", attributes):
-        return int(iota[1])
+        return tuple(map(int, listed[1].split(",")))
+    if iota := re.search(
+        r"replica_groups=\[(?:\d+,)*(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", attributes
+    ):
+        sizes = [int(size) for size in iota[2].split(",")]
+        order = [int(place) for place in iota[3].split(",")] if iota[3] else range(len(sizes))
+        numbers = np.arange(math.prod(sizes)).reshape(sizes).transpose(order)
+        return tuple(numbers.reshape(-1)[: int(iota[1])].tolist())
     if mesh := re.search(r"replica_groups=@?mesh\[([^\]]*)\]\s*\{([^}]*)\}", attributes):
-        sizes = dict(re.findall(r"['\"]?(\w+)['\"]?=(\d+)", mesh[1]))
-        axes = re.findall(r"['\"](\w+)['\"](?::\(\d+\)(\d+))?", mesh[2])
-        return math.prod(int(part or sizes.get(axis, 1)) for axis, part in axes)
-    return devices
+        sizes = {name: int(n) for name, n in re.findall(r"['\"]?(\w+)['\"]?=(\d+)", mesh[1])}
+        # an axis' part, (2)4, is so many numbers that are outside of it, and its own size
+        axes = {
+            name: (int(outside or 1), int(size or sizes[name]))
+            for name, outside, size in re.findall(r"['\"](\w+)['\"](?::\((\d+)\)(\d+))?", mesh[2])
+        }
+        shape = []
+        for name, size in sizes.items():
+            outside, own = axes.get(name, (size, 1))
+            shape += [outside, own, size // outside // own]
+        numbers = np.arange(math.prod(sizes.values())).reshape(shape)
+        first = tuple(slice(None) if place % 3 == 1 else 0 for place in range(len(shape)))
+        return tuple(numbers[first].reshape(-1).tolist())
+    return tuple(range(devices))
 
 
 def _arrays(shape: str) -> tuple[_Array, ...]:
@@ -421,7 +463,7 @@ def _computations(text: str) -> tuple[dict[str, _Computation], str]:
     """The computations by name, and the name of the entry.
 
     An instruction may go on for several lines, which can begin with a brace: the metadata of a
-    Pallas kernel does. Only a line that is a brace and nothing else, in no string, ends one.
+    Pallas kernel does. Only a line that is a brace and at most the thread, in no string, ends one.
     """
     computations, entry = {}, ""
     name, lines, in_string = None, [], False
@@ -430,7 +472,7 @@ def _computations(text: str) -> tuple[dict[str, _Computation], str]:
         if header:
             name, lines, in_string = header[2], [], False
             entry = name if header[1] else entry
-        elif name is not None and line == "}" and not in_string:
+        elif name is not None and _END.match(line) and not in_string:
             found = [each for each in map(_instruction, lines) if each]
             root = next((each.name for each, is_root in found if is_root), "")
             computations[name] = _Computation(name, {each.name: each for each, _ in found}, root)

@@ -1,40 +1,106 @@
 """Joining the processes of several hosts."""
 
 import os
+import threading
 
 import jax
-from orbax.checkpoint import multihost
+from absl import logging
+from jax._src import clusters  # public JAX joins a pod, but does not say beforehand who is who
+
+from qalign_jax.parallel.meetings import HOST, JOIN_TIMEOUT_S, Chair, Member, MissingProcess
 
 # Longer than any host's own work between two meetings, the building of data sets above all.
 TIMEOUT_S = 3600
+# For those that are left to end together; JAX would wait minutes for the missing ones too.
+FAREWELL_S = 5
+
+_meetings = None
 
 
-def initialize(coordinator: str | None = None, processes: int = 1, process: int = 0) -> None:
-    """Joins the cluster: the one given by hand, else the one that a TPU pod's environment names.
+def initialize(
+    coordinator: str | None = None,
+    processes: int = 1,
+    process: int = 0,
+    timeout_s: float = JOIN_TIMEOUT_S,
+) -> None:
+    """Joins the cluster: the one given by hand, else that of the TPU pod around this host.
 
-    Must come before anything asks JAX for its devices.
+    Must come before anything asks JAX for its devices. Every process logs which it is and what it
+    sees; after that, process 0 alone logs what is no warning.
 
     Args:
-      coordinator: HOST:PORT of process 0; None leaves it to the environment.
+      coordinator: HOST:PORT of process 0; None leaves it to the pod.
       processes, process: how many there are and which this is, with a coordinator.
+      timeout_s: how long to wait for the others.
 
     Raises:
-      ValueError: numbers that do not fit.
+      ValueError: numbers that do not fit, an address that is none, a port that is taken.
+      MissingProcess: not all came.
     """
+    global _meetings
+    pod = None
     if coordinator:
         if not 0 <= process < processes:
             raise ValueError(f"--process={process} must be from 0 to --processes={processes} - 1")
-        if os.environ.get("JAX_PLATFORMS") == "cpu":
-            jax.config.update("jax_cpu_collectives_implementation", "gloo")
-        jax.distributed.initialize(coordinator, processes, process)
-    elif len(os.environ.get("TPU_WORKER_HOSTNAMES", "").split(",")) > 1:
-        jax.distributed.initialize()
+        port = coordinator.rpartition(":")[2]
+        if not port.isdigit() or int(port) > 65535:
+            raise ValueError(f"--coordinator={coordinator} must be HOST:PORT")
+    else:
+        pod = _pod()
+        if pod is None or (processes := pod.get_process_count()) == 1:
+            return
+        process = pod.get_process_id()
+    name = f"process {process} of {processes} on {HOST}"
+    logging.info("%s: joining %s", name, coordinator or "its TPU pod")
+    coordinator = coordinator or _coordinator(pod, timeout_s)
+    host, _, port = coordinator.rpartition(":")
+    if process == 0:
+        _meetings = Chair(int(port), processes, timeout_s)
+    else:
+        _meetings = Member((host.strip("[]"), int(port)), process, timeout_s)
+    if jax.config.jax_platforms == "cpu":
+        jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    jax.distributed.initialize(coordinator, processes, process)
+    here, everywhere = jax.local_device_count(), jax.device_count()
+    kind = jax.local_devices()[0].device_kind
+    logging.info("%s: %d of %d devices, %s", name, here, everywhere, kind)
+    if jax.process_index():
+        logging.set_verbosity(logging.WARNING)
 
 
 def wait_for_all(meeting: str) -> None:
-    """Returns when every process is here; the name of a meeting is used once.
+    """Returns when every process is at the meeting of this name.
 
-    It goes through the coordinator, not the devices, whose collectives lose patience early.
+    Raises:
+      MissingProcess: not all came within TIMEOUT_S, or one has ended.
     """
     if jax.process_count() > 1:
-        multihost.get_barrier_sync_fn()(key=meeting, timeout_ms=TIMEOUT_S * 1000)
+        assert _meetings, "the processes were not joined by hosts.initialize"
+        _meetings.meet(meeting, TIMEOUT_S)
+
+
+def leave_soon(status: int) -> None:
+    """Ends this process in some seconds if it has not ended by then.
+
+    JAX's own farewell waits minutes for processes that will not come.
+    """
+    # process 0 is the last: JAX aborts the others as soon as its coordinator is gone
+    seconds = FAREWELL_S if isinstance(_meetings, Member) else FAREWELL_S + 2
+    timer = threading.Timer(seconds, os._exit, [status])
+    timer.daemon = True
+    timer.start()
+
+
+def _pod():
+    """What JAX finds out about the TPU pod around this host; None where there is none to use."""
+    if os.environ.get("JAX_PLATFORMS") == "cpu":
+        return None
+    pods = (clusters.GkeTpuCluster, clusters.GceTpuCluster)
+    return next((pod for pod in pods if pod.is_env_present()), None)
+
+
+def _coordinator(pod, timeout_s: float) -> str:
+    try:
+        return pod.get_coordinator_address(timeout_s, os.environ.get("JAX_COORDINATOR_PORT"))
+    except RuntimeError as error:  # some hosts have no address before they run
+        raise MissingProcess(f"process 0 did not come in {timeout_s:g} s ({error})") from None

@@ -25,6 +25,7 @@ BATCH = ("data", "fsdp", "fsdp_inner")
 RULES: dict[str, tuple[str, ...]] = {
     "batch": BATCH,
     "length": (),
+    "own_length": ("tensor",),  # of activations between the products that tensor splits
     "layers": (),
     "embed": FSDP,
     "norm": (),
@@ -123,28 +124,24 @@ def batch_shards(mesh: Mesh) -> int:
     return math.prod(mesh.shape[axis] for axis in BATCH)
 
 
-# The sum over tensor-parallel partial results, Megatron's g and f: inside a shard_map without
-# varying-axes checks, lax.psum would be transposed to another psum and count every gradient once a
-# device; here one direction sums and the other passes through.
+# Inside a shard_map without varying-axes checks, lax.psum would be transposed to another psum and
+# count every gradient once a device; here the gradient passes through.
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
-def _sum_forward(x, axis):
+def _sum(x, axis):
     return lax.psum(x, axis)
 
 
-_sum_forward.defvjp(lambda x, axis: (lax.psum(x, axis), None), lambda axis, _, g: (g,))
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
-def _sum_backward(x, axis):
-    return x
-
-
-_sum_backward.defvjp(lambda x, axis: (x, None), lambda axis, _, g: (lax.psum(g, axis),))
+_sum.defvjp(lambda x, axis: (lax.psum(x, axis), None), lambda axis, _, g: (g,))
 
 
 @dataclasses.dataclass(frozen=True)
 class Parallelism:
     """What a model asks of the mesh: local sizes, gathered weights, sums over `tensor`.
+
+    Between the products that `tensor` splits, each of its shards holds a part of every row
+    (sequence parallelism, Korthikanti et al., arXiv 2205.05198): what remat saves is as much
+    smaller, and the two halves of a sum move the bytes that the sum would. So a parameter that is
+    whole on every tensor shard gets a part of its gradient on each, like on the batch's shards.
 
     With no sizes (the default) every method is the identity: one device, or automatic mode, where
     the partitioner splits the program by the shardings of its arguments. With the sizes of a mesh,
@@ -152,7 +149,7 @@ class Parallelism:
     """
 
     sizes: tuple[tuple[str, int], ...] = ()
-    platform: str = ""  # "tpu" takes kernels that are written for it
+    platform: str = ""  # "tpu" and "gpu" take kernels that are written for them
 
     @classmethod
     def manual(cls, mesh: Mesh) -> "Parallelism":
@@ -180,13 +177,28 @@ class Parallelism:
                     weight = lax.all_gather(weight, name, axis=dim, tiled=True)
         return weight
 
-    def sum_over_tensor(self, x: jax.Array) -> jax.Array:
-        """Sums partial results of a product whose contracted axis is split over tensor."""
-        return _sum_forward(x, "tensor") if self.size("tensor") > 1 else x
+    def own_length(self, x: jax.Array) -> jax.Array:
+        """This tensor shard's part of whole rows, [B, T, ...] to [B, T / tensor, ...]."""
+        part = self.local(x.shape[1], "own_length")
+        if part == x.shape[1]:
+            return x
+        return lax.dynamic_slice_in_dim(x, self.tensor_index() * part, part, axis=1)
 
-    def split_over_tensor(self, x: jax.Array) -> jax.Array:
-        """Marks a replicated value that each tensor shard uses in its own way."""
-        return _sum_backward(x, "tensor") if self.size("tensor") > 1 else x
+    def gather_length(self, x: jax.Array) -> jax.Array:
+        """Whole rows from the tensor shards' parts; the gradients of all shards are summed."""
+        if self.size("tensor") == 1:
+            return x
+        return lax.all_gather(x, "tensor", axis=1, tiled=True)
+
+    def scatter_length(self, x: jax.Array) -> jax.Array:
+        """Sums partial results [B, T, ...] over tensor; each shard keeps its part of the rows."""
+        if self.size("tensor") == 1:
+            return x
+        return lax.psum_scatter(x, "tensor", scatter_dimension=1, tiled=True)
+
+    def sum_over_tensor(self, x: jax.Array) -> jax.Array:
+        """Sums what each tensor shard has a part of, such as a softmax' denominator."""
+        return _sum(x, "tensor") if self.size("tensor") > 1 else x
 
     def max_over_tensor(self, x: jax.Array) -> jax.Array:
         """The largest over the tensor shards; has no gradient."""

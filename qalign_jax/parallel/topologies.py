@@ -20,6 +20,7 @@ class Chip:
     hbm_gib: float
     hbm_gb_s: float
     ici_gb_s: float  # all links of a device, both directions together
+    dcn_gb_s: float  # a device's share of its host's network, one direction
     dimensions: int  # of the torus
     cores: int  # that Google's slice names count, a chip
     slices: tuple[str, ...]  # the usual ones, small to large
@@ -28,10 +29,10 @@ class Chip:
 _FLAT = ("2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
 _DEEP = ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8")
 CHIPS = {
-    "v4": Chip(275, 30.75, 1228, 540, 3, 2, _DEEP),
-    "v5e": Chip(197, 15.75, 819, 400, 2, 1, _FLAT),
-    "v5p": Chip(459, 95.73, 2765, 1200, 3, 2, _DEEP),
-    "v6e": Chip(918, 31.24, 1638, 800, 2, 1, _FLAT),
+    "v4": Chip(275, 30.75, 1228, 540, 6.25, 3, 2, _DEEP),
+    "v5e": Chip(197, 15.75, 819, 400, 3.125, 2, 1, _FLAT),
+    "v5p": Chip(459, 95.73, 2765, 1200, 6.25, 3, 2, _DEEP),
+    "v6e": Chip(918, 31.24, 1638, 800, 12.5, 2, 1, _FLAT),
 }
 
 

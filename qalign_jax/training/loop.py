@@ -60,12 +60,12 @@ def train(
         pending = None
         try:
             for step in range(first, schedule.steps):
-                ids, batch, real_tokens = upcoming.result()
+                ids, batch = upcoming.result()
                 state, metrics = step_function(state, batch, np.float32(schedule(step)))
                 if step + 1 < schedule.steps:
                     upcoming = loader.submit(_load, batches, step + 1, mesh)
                 row = {"step": step + 1, "learning_rate": schedule(step)}
-                done, pending = pending, (row, metrics, ids, real_tokens)
+                done, pending = pending, (row, metrics, ids)
                 saves = (step + 1) % checkpoints.every == 0 and step + 1 < schedule.steps
                 stops = stop.reached(step)
                 if done:
@@ -104,8 +104,7 @@ def _load(batches: Batches, step: int, mesh: Mesh):
         key: jax.make_array_from_callback(shape, sharding, lambda index, key=key: part(index, key))
         for key in BATCH_KEYS
     }
-    real = sum(int((rows["segment_ids"] > 0).sum()) for rows in parts.values())
-    return ids, batch, real
+    return ids, batch
 
 
 class _Meter:
@@ -125,7 +124,7 @@ class _Meter:
 
 
 def _record(pending, meter, writer, progress, stage_dir, batches) -> None:
-    row, metrics, ids, real_tokens = pending
+    row, metrics, ids = pending
     loss, norm = float(metrics["loss"]), float(metrics["grad_norm"])
     if not (math.isfinite(loss) and math.isfinite(norm)):
         file = stage_dir / "nan.json"
@@ -139,6 +138,7 @@ def _record(pending, meter, writer, progress, stage_dir, batches) -> None:
             f"batch are in {file}. Checkpoints from before are whole"
         )
     row |= {"loss": loss, "grad_norm": norm, "trained_tokens": int(metrics["trained_tokens"])}
+    real_tokens = int(metrics["tokens"])  # of all hosts
     row |= meter.measure(real_tokens)
     row["packing"] = real_tokens / (len(ids) * batches.packed.length)
     writer.write(row)

@@ -21,7 +21,7 @@ from qalign_jax.models.llama import (
     init_params,
     param_specs,
 )
-from qalign_jax.parallel.mesh import BATCH, Parallelism, batch_shards, sharding_of
+from qalign_jax.parallel.mesh import AXES, BATCH, Parallelism, batch_shards, sharding_of
 from qalign_jax.training.optimizer import OptimizerConfig, make_optimizer
 
 BATCH_KEYS = ("tokens", "positions", "segment_ids", "targets", "loss_weights")
@@ -154,7 +154,7 @@ def loss_and_gradients(config: LlamaConfig, mesh: Mesh, micro_batches: int = 1):
         share = 1 / jnp.maximum(trained, 1)
         gradients = jax.tree.map(
             lambda gradient, spec: (
-                _sum_over(gradient.astype(jnp.float32), _batch_axes_left(spec)) * share
+                _sum_over(gradient.astype(jnp.float32), _axes_left(spec)) * share
             ),
             gradients,
             specs,
@@ -172,10 +172,10 @@ def loss_and_gradients(config: LlamaConfig, mesh: Mesh, micro_batches: int = 1):
     )
 
 
-def _batch_axes_left(spec: PartitionSpec) -> tuple[str, ...]:
-    """The batch axes that a parameter is not split over, so that its gradient is summed there."""
+def _axes_left(spec: PartitionSpec) -> tuple[str, ...]:
+    """The axes that a parameter is not split over, so that its gradient is summed there."""
     used = jax.tree.leaves(tuple(spec))  # entries are names, tuples of names, or None
-    return tuple(axis for axis in BATCH if axis not in used)
+    return tuple(axis for axis in AXES if axis not in used)
 
 
 def _sum_over(x, axes):
@@ -188,7 +188,8 @@ def make_train_step(
 ):
     """A jitted (state, batch, learning rate) -> (state, metrics); the old state is donated.
 
-    Metrics: `loss` (nats a trained token), `grad_norm` (before clipping), `trained_tokens`.
+    Metrics: `loss` (nats a trained token), `grad_norm` (before clipping), `trained_tokens`, and
+    `tokens`, all that are not padding.
     """
     gradient_function = loss_and_gradients(config, mesh, micro_batches)
     transform = make_optimizer(optimizer)
@@ -201,6 +202,7 @@ def make_train_step(
             "loss": loss,
             "grad_norm": optax.global_norm(gradients),
             "trained_tokens": trained,
+            "tokens": jnp.sum(batch["segment_ids"] > 0),
         }
         return TrainState(state.step + 1, params, moments), metrics
 

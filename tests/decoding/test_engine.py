@@ -134,7 +134,7 @@ def test_a_mesh_changes_no_answer():
     kept = [1, 4, 5, 8, 9]  # one bucket is enough here
     state, _ = advance(*_waiting(engine), 0, 2)
     assert state.caches[0][0].shape[1] == 8  # rounded up to the batch shards
-    assert state.caches[0][0].sharding.shard_shape(state.caches[0][0].shape)[1:4] == (2, 64, 1)
+    assert state.caches[0][0].sharding.shard_shape(state.caches[0][0].shape)[1:4] == (2, 1, 64)
     assert state.outputs.sharding.is_fully_replicated
     prompts = prompts_of(LENGTHS)
     answers = dict(engine.generate([prompts[i] for i in kept], NEW, kept))

@@ -1,11 +1,19 @@
-"""The splash kernel, interpreted, attends as the plain einsum does."""
+"""The splash kernel, interpreted, attends as the plain einsum does; cuDNN's is called alike."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax._src.cudnn import fused_attention_stablehlo as cudnn
 
-from qalign_jax.models.attention import attend, packed_mask, splash_attend, takes_splash
+from qalign_jax.models.attention import (
+    attend,
+    cudnn_attend,
+    packed_mask,
+    splash_attend,
+    takes_cudnn,
+    takes_splash,
+)
 
 LENGTH, HEAD = 256, 128
 
@@ -27,7 +35,7 @@ def test_outputs_and_gradients_equal_the_plain_ones(heads, kv_heads, window):
     weights = np.random.default_rng(1).normal(size=(2, LENGTH, heads, HEAD)).astype(np.float32)
 
     def plain(q, k, v):
-        out = attend(q, k, v, packed_mask(segments, window))
+        out = attend(q, k.swapaxes(1, 2), v.swapaxes(1, 2), packed_mask(segments, window))
         return jnp.sum(out * weights), out
 
     def splash(q, k, v):
@@ -56,3 +64,34 @@ def test_sizes_that_splash_cannot_tile_are_refused():
         takes_splash("splash", "tpu", 500, 64)
     with pytest.raises(ValueError, match="one of auto, plain, splash"):
         takes_splash("flash", "tpu", 512, 128)
+
+
+@pytest.mark.parametrize(("heads", "kv_heads", "window"), [(2, 2, 0), (4, 2, 20)])
+def test_what_is_asked_of_cudnn_is_what_plain_attention_computes(heads, kv_heads, window):
+    q, k, v, segments = inputs(heads, kv_heads)
+    mask = packed_mask(segments, window)
+    expected = attend(q, k.swapaxes(1, 2), v.swapaxes(1, 2), mask)
+    found = cudnn_attend(q, k, v, mask, implementation="xla")
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_on_gpus_cudnn_is_called_forwards_and_backwards(monkeypatch):
+    monkeypatch.setattr(cudnn, "check_cudnn_version", lambda: 91_000)  # there is no GPU to ask
+    q, k = (jax.ShapeDtypeStruct((2, LENGTH, n, HEAD), jnp.bfloat16) for n in (4, 2))
+    mask = jax.ShapeDtypeStruct((2, LENGTH, LENGTH), bool)
+
+    def total(*arrays):
+        return cudnn_attend(*arrays).astype(jnp.float32).sum()
+
+    traced = jax.jit(jax.grad(total, argnums=(0, 1, 2))).trace(q, k, k, mask)
+    text = traced.lower(lowering_platforms=("cuda",)).as_text()
+    assert "__cudnn$fmhaScaleBiasSoftmax(" in text
+    assert "__cudnn$fmhaScaleBiasSoftmaxBackward(" in text
+
+
+def test_cudnn_is_taken_on_gpus_in_sixteen_bits():
+    assert takes_cudnn("auto", "gpu", "bfloat16", 128)
+    assert not takes_cudnn("auto", "gpu", "float32", 128)
+    assert not takes_cudnn("auto", "gpu", "bfloat16", 256)
+    assert not takes_cudnn("auto", "tpu", "bfloat16", 128)
+    assert not takes_cudnn("plain", "gpu", "bfloat16", 128)

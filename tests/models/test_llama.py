@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from qalign_jax.models.attention import RopeScaling
-from qalign_jax.models.llama import Llama, empty_cache, init_params
+from qalign_jax.models.llama import Llama, empty_cache, init_params, write_prompts
 from qalign_jax.models.presets import PRESETS, preset
 from tests.reference import to_transformers
 
@@ -90,7 +90,7 @@ def test_prefill_and_decode_steps_continue_as_the_whole_row_does(variant, rows):
     logits, kv = apply({"params": params}, rows[:, :8], lengths, method="prefill")
     np.testing.assert_allclose(logits, whole[[0, 1], lengths - 1], atol=1e-5)
     cache = empty_cache(config, 2, 24)
-    cache = tuple(whole.at[:, :, :8].set(new) for whole, new in zip(cache, kv))
+    cache = write_prompts(config, cache, np.arange(2), kv)
     for _ in range(10):
         tokens = rows[[0, 1], lengths]
         logits, cache = apply({"params": params}, tokens, lengths, cache, method="decode")

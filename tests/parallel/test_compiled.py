@@ -4,7 +4,9 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from qalign_jax.parallel.compiled import Collective, Program, read_program
+from qalign_jax.parallel.compiled import Collective, Program, compile_and_print, read_program
+from qalign_jax.parallel.mesh import make_mesh
+from qalign_jax.parallel.topologies import parse_slice
 
 HEADER = "HloModule jit_step, is_scheduled=true, num_partitions=16"
 SUM = """%sum (a: f32[], b: f32[]) -> f32[] {
@@ -64,8 +66,8 @@ BELOW_FIVE = """  %n = s32[]{:T(128)} constant(5)
 
 def test_the_trip_count_of_a_loop_multiplies():
     program = read(SUM, loop("scan", PSUM, BELOW_FIVE), entry(while_of("scan")))
-    assert only(program) == Collective("all-reduce", "f32", 32, 2, 5, "layers/psum")
-    assert program.bytes_by_kind() == {"all-reduce": 160}
+    assert only(program) == Collective("all-reduce", "f32", 32, (0, 1), 5, "layers/psum")
+    assert program.bytes_by_kind() == {"all-reduce": {"f32": 160}}
     assert program.hbm_bytes == 5 * (32 + 32)
 
 
@@ -159,7 +161,7 @@ WEIGHT = "  %w = bf16[64]{0} parameter(1)\n  %x = f32[8]{0} parameter(0)"
 def test_an_asynchronous_collective_counts_once():
     fusions, calls = async_gather(1, 7, 0)
     program = read(fusions, entry(WEIGHT, calls))
-    assert only(program) == Collective("all-gather", "bf16", 512, 4, 1, "mlp/gather")
+    assert only(program) == Collective("all-gather", "bf16", 512, (0, 4, 8, 12), 1, "mlp/gather")
     # its operand read and its result written; and what it overlaps with
     assert program.hbm_bytes == (128 + 512) + (32 + 32)
 
@@ -167,13 +169,13 @@ def test_an_asynchronous_collective_counts_once():
 def test_two_asynchronous_collectives_of_one_channel_count_twice():
     parts = [async_gather(1, 1, 0), async_gather(2, 1, 1)]
     fusions, calls = zip(*parts, strict=True)
-    assert read(*fusions, entry(WEIGHT, *calls)).bytes_by_kind() == {"all-gather": 1024}
+    assert read(*fusions, entry(WEIGHT, *calls)).bytes_by_kind() == {"all-gather": {"bf16": 1024}}
 
 
 def test_collectives_outside_of_fusions_count_each_though_their_channel_is_one():
     again = PSUM.replace("%psum", "%again").replace("(%x)", "(%psum)")
     program = read(SUM, entry("  %x = f32[8]{0} parameter(0)", PSUM, again))
-    assert program.bytes_by_kind() == {"all-reduce": 64}
+    assert program.bytes_by_kind() == {"all-reduce": {"f32": 64}}
 
 
 def test_an_all_reduce_that_is_sliced_in_its_fusion_is_a_reduce_scatter():
@@ -192,29 +194,32 @@ dynamic_slice_sizes={{16,8}}
         'metadata={op_name="gradient"}'
     )
     program = read(SUM, fused, entry(gradient, scatter))
-    assert only(program) == Collective("reduce-scatter", "bf16", 1024, 4, 1, "gradient")
+    assert only(program) == Collective("reduce-scatter", "bf16", 1024, (0, 4, 8, 12), 1, "gradient")
     assert program.wire_bytes == 768
     assert program.hbm_bytes == 60 * 8 * 2 + 16 * 8 * 2
     # each such fusion is a whole one, of one channel or not
     twice = read(SUM, fused, entry(gradient, scatter, scatter.replace("%f", "%h")))
-    assert twice.bytes_by_kind() == {"reduce-scatter": 2048}
+    assert twice.bytes_by_kind() == {"reduce-scatter": {"bf16": 2048}}
 
 
 @pytest.mark.parametrize(
-    "groups, size",
+    "groups, members",
     [
-        ("{{0,1,2},{3,4,5}}", 3),
-        ("[4,4]<=[16]", 4),
-        ("[2,8]<=[4,2,2]T(1,0,2)", 8),
-        ("mesh['axis_0'=16] {'axis_0'}", 16),
-        ("mesh['a'=2,'b'=8] {'b'}", 8),
-        ("mesh['a'=2,'b'=8] {'a','b':(1)4}", 8),
-        ("{}", 16),
+        ("{{0,4,8},{3,4,5}}", (0, 4, 8)),
+        ("[4,4]<=[16]", (0, 1, 2, 3)),
+        ("[4,4]<=[4,4]T(1,0)", (0, 4, 8, 12)),
+        ("[2,8]<=[4,2,2]T(1,0,2)", (0, 1, 4, 5, 8, 9, 12, 13)),
+        ("mesh['axis_0'=16] {'axis_0'}", tuple(range(16))),
+        ("mesh['a'=2,'b'=8] {'a'}", (0, 8)),
+        ("mesh['a'=2,'b'=8] {'b'}", (0, 1, 2, 3, 4, 5, 6, 7)),
+        ("mesh['a'=2,'b'=8] {'a','b':(1)4}", (0, 2, 4, 6, 8, 10, 12, 14)),
+        ("mesh['a'=2,'b'=8] {'b':(4)2}", (0, 1)),
+        ("{}", tuple(range(16))),
     ],
 )
-def test_replica_groups_of_every_notation(groups, size):
+def test_replica_groups_of_every_notation(groups, members):
     gather = f"  %g = f32[32]{{0}} all-gather(%x), replica_groups={groups}, dimensions={{0}}"
-    assert only(read(entry("  %x = f32[8]{0} parameter(0)", gather))).group == size
+    assert only(read(entry("  %x = f32[8]{0} parameter(0)", gather))).members == members
 
 
 def test_combined_collectives_sum_their_arrays_and_starts_count_but_not_dones():
@@ -234,9 +239,9 @@ def test_combined_collectives_sum_their_arrays_and_starts_count_but_not_dones():
         ),
     )
     assert program.collectives == (
-        Collective("all-reduce", "bf16", 832, 4, 1, ""),
-        Collective("all-gather", "bf16", 128 + 3200, 4, 1, ""),
-        Collective("collective-permute", "f32", 32, 2, 1, ""),
+        Collective("all-reduce", "bf16", 832, (0, 1, 2, 3), 1, ""),
+        Collective("all-gather", "bf16", 128 + 3200, (0, 1, 2, 3), 1, ""),
+        Collective("collective-permute", "f32", 32, (0, 1), 1, ""),
     )
     assert program.wire_bytes == 2 * 832 * 3 // 4 + 3328 * 3 // 4 + 32
 
@@ -380,6 +385,48 @@ def test_a_text_without_entry_is_an_empty_program(text):
     assert read_program(text) == Program((), 0)
 
 
+def test_what_sparse_cores_do_counts():
+    program = read(
+        SUM,
+        "%offloaded (x: f32[8]) -> f32[8] {\n"
+        "  %x = f32[8]{0} parameter(0)\n"
+        "  ROOT %s = f32[8]{0} all-reduce(%x), replica_groups=[1,4]<=[4], to_apply=%sum\n"
+        '}, execution_thread="sparsecore"',
+        "%wrapper (x: f32[8]) -> f32[8] {\n"
+        "  %x = f32[8]{0} parameter(0)\n"
+        '  ROOT %c = f32[8]{0} custom-call(%x), custom_call_target="offload", '
+        "called_computations={%offloaded}\n"
+        '}, execution_thread="sparsecore"',
+        entry(
+            "  %x = f32[8]{0} parameter(0)",
+            "  %start = ((), (), (s32[8]{0:S(8)})) async-start(), "
+            'async_execution_thread="sparsecore", calls=%wrapper',
+            "  %update = ((f32[8]{0}), f32[8]{0}, (s32[8]{0:S(8)})) async-update(%start, %x)",
+            "  %done = f32[8]{0} async-done(%update)",
+        ),
+    )
+    assert program.bytes_by_kind() == {"all-reduce": {"f32": 32}}
+    assert program.hbm_bytes == 64
+
+
+@pytest.mark.slow
+def test_a_gather_that_v5p_moves_to_its_sparse_cores_is_printed_and_counted():
+    pytest.importorskip("libtpu")
+    jax.devices()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("XLA_FLAGS")  # of the CPU backend, which libtpu does not know
+        mesh = make_mesh("fsdp:2x2", parse_slice("v5p:2x2x1").devices())
+        whole = jax.sharding.NamedSharding(mesh, jax.P())
+        table = jax.ShapeDtypeStruct((32_000, 512), jnp.float32, sharding=whole)
+        ids = jax.ShapeDtypeStruct((2048,), jnp.int32, sharding=whole)
+        lowered = jax.jit(lambda table, ids: table[ids] * 2).lower(table, ids)
+        compiled, text = compile_and_print(lowered)
+    with pytest.raises(jax.errors.JaxRuntimeError):  # the day this prints, as_text will do
+        compiled.as_text()
+    looked_up = 2048 * 512 * 4
+    assert 2 * looked_up <= read_program(text).hbm_bytes < 6 * looked_up
+
+
 def test_a_program_of_the_compiler_is_read():
     mesh = jax.make_mesh((2, 4), ("data", "fsdp"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
 
@@ -400,10 +447,10 @@ def test_a_program_of_the_compiler_is_read():
     x = jax.ShapeDtypeStruct((4, 64), jnp.float32)
     weights = jax.ShapeDtypeStruct((5, 64, 64), jnp.float32)
     program = read_program(layers.lower(x, weights).compile().as_text())
-    found = {c.kind: (c.dtype, c.bytes, c.group, c.times) for c in program.collectives}
+    found = {c.kind: (c.dtype, c.bytes, c.members, c.times) for c in program.collectives}
     assert found == {
-        "all-gather": ("f32", 64 * 64 * 4, 4, 5),
-        "all-reduce": ("f32", 4 * 64 * 4, 2, 5),
+        "all-gather": ("f32", 64 * 64 * 4, (0, 1, 2, 3), 5),
+        "all-reduce": ("f32", 4 * 64 * 4, (0, 4), 5),
     }
     assert program.wire_bytes == 5 * (64 * 64 * 4 * 3 // 4 + 4 * 64 * 4)
     # at the least, each layer writes the gathered weight and reads it
