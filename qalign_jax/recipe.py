@@ -27,11 +27,19 @@ from qalign_jax.decoding.proxy import FirstModel, ProxyTuning
 from qalign_jax.evaluation import benchmarks, runner, scores
 from qalign_jax.evaluation.numbers_only import numbers_only_accuracy
 from qalign_jax.models import hf
-from qalign_jax.models.llama import REMAT_POLICIES, LlamaConfig
+from qalign_jax.models.llama import REMAT_POLICIES
 from qalign_jax.models.presets import preset
 from qalign_jax.models.tensor_files import TensorFiles
 from qalign_jax.parallel import hosts
 from qalign_jax.parallel.mesh import make_mesh
+from qalign_jax.stages import (
+    RANDOM,
+    check_rows,
+    mesh_spec,
+    optimizer_config,
+    system_sources,
+    training_config,
+)
 from qalign_jax.training.checkpoints import (
     Checkpoints,
     Model,
@@ -40,7 +48,7 @@ from qalign_jax.training.checkpoints import (
     stage_and_step,
 )
 from qalign_jax.training.loop import train
-from qalign_jax.training.optimizer import OptimizerConfig, Schedule
+from qalign_jax.training.optimizer import Schedule
 from qalign_jax.training.step import (
     abstract_state,
     init_state,
@@ -49,7 +57,6 @@ from qalign_jax.training.step import (
     rows_multiple,
 )
 
-RANDOM = "random"
 # What may change between two starts of one run: how it is computed, not what. Data may move: the
 # fingerprint of its content is compared instead.
 FREE_KEYS = {"path", "micro_batches", "remat", "save_every", "keep", "slots", "mesh"}
@@ -438,40 +445,6 @@ class _LazyGenerator:
 
     def __call__(self, prompts, max_new_tokens):
         return self._generator(prompts, max_new_tokens)
-
-
-def mesh_spec(config: ConfigDict, name: str) -> str:
-    stage = config[name]
-    return (stage.mesh if stage.kind == "evaluate" else "") or config.mesh
-
-
-def system_sources(system: ConfigDict) -> list[tuple[str, str]]:
-    """The weights that a system is decoded with, each with the preset where it is random."""
-    sources = [(system.model, system.preset)]
-    sources += [(system[key], system.small_preset) for key in ("expert", "antiexpert")]
-    return [(source, preset_name) for source, preset_name in sources if source]
-
-
-def optimizer_config(stage: ConfigDict) -> OptimizerConfig:
-    return OptimizerConfig(stage.b1, stage.b2, stage.eps, stage.weight_decay, stage.clip)
-
-
-def training_config(model: LlamaConfig, stage: ConfigDict) -> LlamaConfig:
-    """The model as a training stage computes with it."""
-    changes = {key: stage[key] for key in ("dtype", "remat") if stage[key]}
-    return dataclasses.replace(model, **changes)
-
-
-def check_rows(name: str, stage: ConfigDict, mesh: Mesh) -> None:
-    """Raises a ValueError where the mesh does not divide a training stage's rows."""
-    multiple, tensor = rows_multiple(mesh, stage.micro_batches), mesh.shape["tensor"]
-    if stage.rows % multiple:
-        raise ValueError(
-            f"{name}: rows={stage.rows} must be a multiple of {multiple}, the parts that the "
-            f"mesh and micro_batches={stage.micro_batches} split it in"
-        )
-    if stage.length % tensor:
-        raise ValueError(f"{name}: length={stage.length} must be a multiple of tensor:{tensor}")
 
 
 @functools.cache

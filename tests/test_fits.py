@@ -12,14 +12,13 @@ from qalign_jax.fits import (
     compile_decoding,
     compile_training,
     fits,
-    link_seconds,
     meshes,
-    model_time,
     table,
 )
 from qalign_jax.models.presets import preset
 from qalign_jax.parallel.compiled import Collective, Program
 from qalign_jax.parallel.mesh import make_mesh
+from qalign_jax.parallel.roofline import link_seconds, model_time
 from qalign_jax.parallel.topologies import CHIPS, GIB, Slice, parse_slice
 
 FULL = Setting("", "full", 1)

@@ -14,7 +14,8 @@ from flax import struct
 from jax.sharding import Mesh
 
 from qalign_jax.decoding.sampling import Sampling, choose, row_keys
-from qalign_jax.models.llama import Llama, LlamaConfig, cache_axes, empty_cache, write_prompts
+from qalign_jax.models.cache import cache_axes, empty_cache, write_prompts
+from qalign_jax.models.llama import Llama, LlamaConfig
 from qalign_jax.parallel.mesh import sharding_of
 
 
@@ -42,7 +43,7 @@ class Slots:
     A row's newest token is not in the caches yet: the next step reads it, at `positions`.
     """
 
-    caches: tuple  # a model's each, as models/llama.py's empty_cache
+    caches: tuple  # a model's each, as models/cache.py's empty_cache
     tokens: jax.Array  # [B] int32, the newest token
     positions: jax.Array  # [B] int32, where it stands in its sequence
     requests: jax.Array  # [B] int32, the request's number, for its random key

@@ -15,7 +15,6 @@ import jax
 import jax.numpy as jnp
 from flax.core import meta
 from jax.ad_checkpoint import checkpoint_name
-from jax.experimental.layout import Layout, with_layout_constraint
 
 from qalign_jax.models.attention import (
     RopeScaling,
@@ -29,6 +28,7 @@ from qalign_jax.models.attention import (
     takes_cudnn,
     takes_splash,
 )
+from qalign_jax.models.cache import cache_axes, heads_first, write_cache
 from qalign_jax.models.cross_entropy import cross_entropy
 from qalign_jax.parallel.mesh import Parallelism, spec_of
 
@@ -339,67 +339,6 @@ class Table(nn.Module):
         sizes = {"embed": self.config.d_model}
         shape = tuple(sizes.get(axis, self.config.padded_vocab) for axis in self.axes)
         return parameter(self, self.weight, shape, self.axes, self.config.init_scale)
-
-
-def cache_axes(config: LlamaConfig) -> tuple[str, ...]:
-    """The logical axes of a cache, in the order in which attention reads it on a TPU.
-
-    In the other order the TPU compiler copies the whole cache several times a layer: grouped
-    queries want the heads before the positions, one query a head wants them behind.
-    """
-    if config.n_kv_heads < config.n_heads:
-        return ("layers", "batch", "kv_heads", "length", "head_size")
-    return ("layers", "batch", "length", "kv_heads", "head_size")
-
-
-def heads_first(config: LlamaConfig, keys: jax.Array) -> jax.Array:
-    """One layer's part of a cache as [B, K, S, H]."""
-    return keys if cache_axes(config).index("kv_heads") == 2 else keys.swapaxes(1, 2)
-
-
-def empty_cache(config: LlamaConfig, batch: int, length: int):
-    """A cache of zeros in the config's dtype: keys and values, each [L, B, K, S, H] in the order
-    of `cache_axes`.
-    """
-    sizes = dict(
-        layers=config.n_layers, batch=batch, kv_heads=config.n_kv_heads, length=length,
-        head_size=config.head_size,
-    )  # fmt: skip
-    shape = tuple(sizes[axis] for axis in cache_axes(config))
-    return tuple(jnp.zeros(shape, jnp.dtype(config.dtype)) for _ in range(2))
-
-
-def write_cache(config: LlamaConfig, cache, layer, positions, k, v):
-    """Writes k and v [B, T, K, H] of one layer into the cache at each row's positions [B, T].
-
-    The layout is pinned after the update: left free, the TPU compiler copies the whole cache
-    every step (3.5 times the bytes).
-    """
-    rows = jnp.arange(positions.shape[0])[:, None]
-    place = (rows, slice(None), positions)
-    if cache_axes(config).index("length") == 2:
-        place = (rows, positions)
-    layout = Layout((0, 1, 2, 3, 4))
-    return tuple(
-        with_layout_constraint(
-            whole.at[layer, *place].set(new.astype(whole.dtype), mode="drop"), layout
-        )
-        for whole, new in zip(cache, (k, v))
-    )
-
-
-def write_prompts(config: LlamaConfig, cache, rows, kv):
-    """Writes the keys and values [L, P, T, K, H] of prompts into the cache's rows [P]."""
-    length = kv[0].shape[2]
-    if cache_axes(config).index("length") == 2:
-        return tuple(
-            whole.at[:, rows, :length].set(new.astype(whole.dtype), mode="drop")
-            for whole, new in zip(cache, kv)
-        )
-    return tuple(
-        whole.at[:, rows, :, :length].set(new.swapaxes(2, 3).astype(whole.dtype), mode="drop")
-        for whole, new in zip(cache, kv)
-    )
 
 
 def arithmetic_params(config: LlamaConfig, params):

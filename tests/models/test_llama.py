@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from qalign_jax.models.attention import RopeScaling
-from qalign_jax.models.llama import Llama, empty_cache, init_params, write_prompts
+from qalign_jax.models.cache import empty_cache, write_prompts
+from qalign_jax.models.llama import Llama, init_params
 from qalign_jax.models.presets import PRESETS, preset
 from tests.reference import to_transformers
 

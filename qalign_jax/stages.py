@@ -1,0 +1,48 @@
+"""What the config of a stage asks for, for those who run it and those who compile it ahead."""
+
+import dataclasses
+
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from qalign_jax.models.llama import LlamaConfig
+from qalign_jax.training.optimizer import OptimizerConfig
+from qalign_jax.training.step import rows_multiple
+
+RANDOM = "random"  # weights that come from nowhere
+
+
+def mesh_spec(config: ConfigDict, name: str) -> str:
+    """The mesh of a stage as text: an evaluation's own, else the recipe's."""
+    stage = config[name]
+    return (stage.mesh if stage.kind == "evaluate" else "") or config.mesh
+
+
+def system_sources(system: ConfigDict) -> list[tuple[str, str]]:
+    """The weights that a system is decoded with, each with the preset where it is random."""
+    sources = [(system.model, system.preset)]
+    sources += [(system[key], system.small_preset) for key in ("expert", "antiexpert")]
+    return [(source, preset_name) for source, preset_name in sources if source]
+
+
+def optimizer_config(stage: ConfigDict) -> OptimizerConfig:
+    """The optimizer of a training stage."""
+    return OptimizerConfig(stage.b1, stage.b2, stage.eps, stage.weight_decay, stage.clip)
+
+
+def training_config(model: LlamaConfig, stage: ConfigDict) -> LlamaConfig:
+    """The model as a training stage computes with it."""
+    changes = {key: stage[key] for key in ("dtype", "remat") if stage[key]}
+    return dataclasses.replace(model, **changes)
+
+
+def check_rows(name: str, stage: ConfigDict, mesh: Mesh) -> None:
+    """Raises a ValueError where the mesh does not divide a training stage's rows."""
+    multiple, tensor = rows_multiple(mesh, stage.micro_batches), mesh.shape["tensor"]
+    if stage.rows % multiple:
+        raise ValueError(
+            f"{name}: rows={stage.rows} must be a multiple of {multiple}, the parts that the "
+            f"mesh and micro_batches={stage.micro_batches} split it in"
+        )
+    if stage.length % tensor:
+        raise ValueError(f"{name}: length={stage.length} must be a multiple of tensor:{tensor}")
