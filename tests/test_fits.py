@@ -211,7 +211,6 @@ def test_a_training_step_fits_scatters_its_gradients_and_aliases_its_state(
     assert scatters_its_gradients(found.to_json(), model, tensor)
     assert 1 <= found.aliased_bytes / found.state_bytes < 1.001
     assert found.mfu[1] >= mfu  # modelled, nothing overlapped
-    assert found.compile_s < 180
 
 
 @pytest.mark.slow
@@ -250,7 +249,6 @@ def test_every_preset_fits(model, where):
     training, evaluation = (found["stages"][stage] for stage in stages)
     assert training["fits"] and evaluation["fits"]
     assert 1 <= training["aliased_bytes"] / training["state_bytes"] < 1.001
-    assert training["compile_s"] < 180
     if where in ("v5e:4x4", "v5e:16x16", "v5p:4x4x4", "v4:4x4x8"):
         tensor = int(config.mesh.partition("tensor:")[2] or 1)
         assert scatters_its_gradients(training, preset(model), tensor)
