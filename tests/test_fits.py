@@ -6,15 +6,9 @@ import json
 import jax
 import pytest
 
+from qalign_jax.ahead import Setting, compile_decoding, compile_training, meshes
 from qalign_jax.configs import common, math_cot, proxy_tuning, slices
-from qalign_jax.fits import (
-    Setting,
-    compile_decoding,
-    compile_training,
-    fits,
-    meshes,
-    table,
-)
+from qalign_jax.fits import fits, table
 from qalign_jax.models.presets import preset
 from qalign_jax.parallel.compiled import Collective, Program
 from qalign_jax.parallel.mesh import make_mesh
@@ -236,6 +230,18 @@ def test_three_models_of_7b_and_70b_decode_on_eight_v5p():
     weights = sum(2 * model.num_parameters for model in models) / 8
     # every step reads the weights and the caches once, and copies neither
     assert decode.hbm_bytes < 1.4 * (weights + decode.state_bytes)
+
+
+@pytest.mark.slow
+def test_where_decoding_does_not_fit_other_meshes_are_tried():
+    config = math_cot.get_config("llama2_7b")
+    config.evaluation.mesh = "data:4"  # every device holds the whole model
+    found = fits(config, parse_slice("v5e-4"), stages=["evaluation"])
+    assert not found["fits"]
+    tried = found["suggestions"]["evaluation"]
+    assert tried and all(one["fits"] and one["mesh"] != "data:4" for one in tried)
+    assert tried[0]["mesh"] == "data:1,tensor:4"
+    assert "evaluation: fits with --topology=v5e:2x2 mesh=data:1,tensor:4" in table(found)
 
 
 @pytest.mark.release
