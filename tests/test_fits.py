@@ -131,6 +131,12 @@ def test_bad_requests_end_before_anything_is_compiled(tiny):
     tiny.mesh = "fsdp:8"
     with pytest.raises(ValueError, match="makes 8 devices, but 4 are here"):
         fits(tiny, v5e)
+    tiny.mesh, tiny.question_alignment.length = "fsdp:2,tensor:2", 511
+    with pytest.raises(ValueError, match="length=511 must be a multiple of tensor:2"):
+        fits(tiny, v5e)
+    tiny.question_alignment.update({"length": 512, "rows": 9})
+    with pytest.raises(ValueError, match="rows=9 must be a multiple of 2"):
+        fits(tiny, v5e)
     with pytest.raises(ValueError, match="9 rows are no multiple of 2"):
         compile_training(preset("tiny"), v5e, Setting("fsdp:2,tensor:2", "full", 1), 9, 128)
 
