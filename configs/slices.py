@@ -32,7 +32,7 @@ STEERED_MESHES = {
     ("llama2_13b", "v4:2x2x4"): "data:2,tensor:8",
     ("llama2_13b", "v5e:8x8"): "data:8,tensor:8",
     ("llama2_13b", "v5p:2x2x1"): "tensor:4",
-    ("llama2_13b", "v6e:2x4"): "tensor:8",
+    ("llama2_13b", "v6e:4x4"): "data:2,tensor:8",
     ("llama2_70b", "v4:2x2x4"): "data:2,tensor:8",
     ("llama2_70b", "v5p:2x2x2"): "tensor:8",
     ("llama2_70b", "v6e:4x4"): "data:2,tensor:8",

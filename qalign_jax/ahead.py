@@ -121,7 +121,7 @@ def compile_decoding(
       ValueError: a mesh that does not divide the slice or the models.
     """
     mesh = make_mesh(mesh, where.devices())
-    combine = FirstModel() if len(configs) == 1 else ProxyTuning()
+    combine = _combination(configs)
     plan = with_room(make_plan(configs, combine, Sampling(), mesh, slots), prompt + new)
     params = tuple(_held_params(config, mesh) for config in configs)
     state = abstract_slots(plan)
@@ -142,6 +142,10 @@ def compile_decoding(
         compiled(fill, (tokens, row, row, row, row), prompt, width * prompt),
         compiled(advance, (number, number), plan.length, plan.slots),
     )
+
+
+def _combination(models) -> FirstModel | ProxyTuning:
+    return FirstModel() if len(models) == 1 else ProxyTuning()
 
 
 def _held_params(config: LlamaConfig, mesh: Mesh):
@@ -218,6 +222,11 @@ class TrainingJob:
         """Weights and moments, of all devices."""
         return self.model.num_parameters * 12
 
+    def check(self, where: Slice) -> None:
+        """Raises a ValueError where the mesh does not divide the slice or the model."""
+        mesh = make_mesh(self.setting.mesh, where.devices())
+        make_train_step(self.model, self.optimizer, mesh, self.setting.micro_batches)
+
     def asked(self, where: Slice) -> dict:
         """What is compiled, for the report."""
         mesh = make_mesh(self.setting.mesh, where.devices())
@@ -269,6 +278,19 @@ class DecodingJob:
     def least_bytes(self) -> int:
         """The weights, of all devices."""
         return sum(model.num_parameters * 2 for model in self.models)
+
+    def check(self, where: Slice) -> None:
+        """Raises a ValueError where the mesh does not divide the slice or a model, or where prompts
+        leave no room for answers.
+        """
+        mesh, combine = make_mesh(self.mesh, where.devices()), _combination(self.models)
+        plan = with_room(
+            make_plan(self.models, combine, Sampling(), mesh, self.slots), self.prompt + self.new
+        )
+        if self.prompt >= plan.length:
+            raise ValueError(
+                f"prompts of {self.prompt} tokens leave no room in the models' {plan.length}"
+            )
 
     def asked(self, where: Slice) -> dict:
         """What is compiled, for the report."""

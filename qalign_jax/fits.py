@@ -8,6 +8,7 @@ roofline, parallel/roofline.py), and called so.
 """
 
 import dataclasses
+import os
 import sys
 
 import jax
@@ -23,6 +24,7 @@ from qalign_jax.parallel.topologies import CHIPS, GIB, Slice, parse_slice
 from qalign_jax.stages import (
     RANDOM,
     check_rows,
+    check_stage,
     mesh_spec,
     optimizer_config,
     system_sources,
@@ -64,10 +66,13 @@ def fits(
     """
     jobs = {}  # stage -> program's name -> job; a stage's own mistakes are told here
     for name in _chosen(config, stages):
+        check_stage(name, config[name])
         if config[name].kind == "train":
             jobs[name] = {"": _training_job(config, name, where, examples_per_row)}
         else:
             jobs[name] = _decoding_jobs(config, name, where, prompt_tokens)
+        for job in jobs[name].values():
+            job.check(where)
     results, done, suggestions = {}, {}, {}
     for name, programs in jobs.items():
         found = {}  # program -> (the job it belongs to, what it compiled to)
@@ -225,6 +230,8 @@ def _range(low: float | None, high: float | None, unit: str = "") -> str:
 
 
 def _command(_) -> dict:
+    # libtpu ends the process over flags of other backends; its own come by LIBTPU_INIT_ARGS
+    os.environ.pop("XLA_FLAGS", None)
     jax.config.update("jax_platforms", "cpu")  # libtpu is here to compile, not to look for a TPU
     values = flags.FLAGS
     where = parse_slice(values.topology, values.slices)

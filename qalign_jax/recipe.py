@@ -27,7 +27,6 @@ from qalign_jax.decoding.proxy import FirstModel, ProxyTuning
 from qalign_jax.evaluation import benchmarks, runner, scores
 from qalign_jax.evaluation.numbers_only import numbers_only_accuracy
 from qalign_jax.models import hf
-from qalign_jax.models.llama import REMAT_POLICIES
 from qalign_jax.models.presets import preset
 from qalign_jax.models.tensor_files import TensorFiles
 from qalign_jax.parallel import hosts
@@ -35,6 +34,7 @@ from qalign_jax.parallel.mesh import make_mesh
 from qalign_jax.stages import (
     RANDOM,
     check_rows,
+    check_stage,
     mesh_spec,
     optimizer_config,
     system_sources,
@@ -331,11 +331,7 @@ class Recipe:
 
     def _check_order(self) -> None:
         for index, name in enumerate(self.names):
-            stage = self.config[name]
-            if stage.kind not in ("tokenizer", "train", "evaluate"):
-                raise ValueError(f"{name}: kind={stage.kind!r}; it is tokenizer, train or evaluate")
-            if stage.kind == "train" and stage.remat and stage.remat not in REMAT_POLICIES:
-                raise ValueError(f"{name}: remat={stage.remat!r}; one of {_list(REMAT_POLICIES)}")
+            check_stage(name, self.config[name])
             for source, preset_name in self._sources(name):
                 if source == RANDOM:
                     self._check_random(name, preset_name)

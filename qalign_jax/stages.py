@@ -5,7 +5,7 @@ import dataclasses
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from qalign_jax.models.llama import LlamaConfig
+from qalign_jax.models.llama import REMAT_POLICIES, LlamaConfig
 from qalign_jax.training.optimizer import OptimizerConfig
 from qalign_jax.training.step import rows_multiple
 
@@ -34,6 +34,25 @@ def training_config(model: LlamaConfig, stage: ConfigDict) -> LlamaConfig:
     """The model as a training stage computes with it."""
     changes = {key: stage[key] for key in ("dtype", "remat") if stage[key]}
     return dataclasses.replace(model, **changes)
+
+
+def check_stage(name: str, stage: ConfigDict) -> None:
+    """Raises a ValueError where a stage's own values make no sense, whatever runs it."""
+    if stage.kind not in ("tokenizer", "train", "evaluate"):
+        raise ValueError(f"{name}: kind={stage.kind!r}; it is tokenizer, train or evaluate")
+    if stage.kind == "tokenizer":
+        return
+    if stage.dtype not in ("", "float32", "bfloat16"):
+        raise ValueError(f"{name}: dtype={stage.dtype!r}; it is float32 or bfloat16")
+    least = {"slots": 1}
+    if stage.kind == "train":
+        if stage.remat and stage.remat not in REMAT_POLICIES:
+            known = ", ".join(REMAT_POLICIES)
+            raise ValueError(f"{name}: remat={stage.remat!r}; it is one of {known}")
+        least = {"length": 2, "batch_size": 1, "micro_batches": 1, "rows": 0}
+    for key, value in least.items():
+        if stage[key] < value:
+            raise ValueError(f"{name}: {key}={stage[key]}; expected at least {value}")
 
 
 def check_rows(name: str, stage: ConfigDict, mesh: Mesh) -> None:

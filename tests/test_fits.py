@@ -128,6 +128,23 @@ def test_bad_requests_end_before_anything_is_compiled(tiny):
     with pytest.raises(ValueError, match="no stage 'training' to compile; there are question_al"):
         fits(tiny, v5e, stages=["training"])
     tiny = tiny.copy_and_resolve_references()
+    for key, value, message in [
+        ("remat", "foo", "remat='foo'; it is one of full"),
+        ("dtype", "float64", "dtype='float64'; it is float32 or bfloat16"),
+        ("micro_batches", 0, "micro_batches=0; expected at least 1"),
+        ("rows", -1, "rows=-1; expected at least 0"),
+    ]:
+        changed = tiny.copy_and_resolve_references()
+        changed.question_alignment[key] = value
+        with pytest.raises(ValueError, match=f"question_alignment: {message}"):
+            fits(changed, v5e)
+    with pytest.raises(
+        ValueError, match="prompts of 4000 tokens leave no room in the models' 2048"
+    ):
+        fits(tiny, v5e, prompt_tokens=4000)
+    tiny.evaluation.mesh = "tensor:4"
+    with pytest.raises(ValueError, match="2 key-value heads cannot be split over tensor:4"):
+        fits(tiny, v5e)
     tiny.mesh = "fsdp:8"
     with pytest.raises(ValueError, match="makes 8 devices, but 4 are here"):
         fits(tiny, v5e)
