@@ -104,7 +104,7 @@ def compile_training(
     step = make_train_step(config, optimizer, mesh, setting.micro_batches)
     rate = jax.ShapeDtypeStruct((), jnp.float32)
     lower = functools.partial(step.lower, state, abstract_batch(mesh, rows, length), rate)
-    tokens = rows * length / where.size
+    tokens = rows * length / mesh.size
     useful = tokens * config.flops_per_token(length)
     again = tokens * config.recomputed_flops_per_token(length)
     return _compile(lower, state, where, mesh, useful, useful + again)
@@ -135,7 +135,7 @@ def compile_decoding(
     def compiled(function, arguments, length, count):
         lower = functools.partial(function.lower, plan, params, key, eos, state, *arguments)
         per_token = sum(config.flops_per_token(length, training=False) for config in configs)
-        flops = per_token * count / where.size
+        flops = per_token * count / mesh.size
         return _compile(lower, state, where, mesh, flops, flops)
 
     return (

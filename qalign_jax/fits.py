@@ -72,7 +72,10 @@ def fits(
         else:
             jobs[name] = _decoding_jobs(config, name, where, prompt_tokens)
         for job in jobs[name].values():
-            job.check(where)
+            try:
+                job.check(where)
+            except ValueError as error:
+                raise ValueError(f"{name}: {error}") from None
     results, done, suggestions = {}, {}, {}
     for name, programs in jobs.items():
         found = {}  # program -> (the job it belongs to, what it compiled to)
@@ -102,7 +105,12 @@ def fits(
 
 
 def _chosen(config, stages) -> list[str]:
+    for name in config.stages:
+        if name not in config:
+            raise ValueError(f"the recipe names a stage {name!r} and does not describe it")
     names = [name for name in config.stages if config[name].kind != "tokenizer"]
+    if not names:
+        raise ValueError("the recipe has no stage to compile, none that trains or evaluates")
     for name in stages:
         if name not in names:
             raise ValueError(f"no stage {name!r} to compile; there are {', '.join(names)}")
@@ -112,7 +120,7 @@ def _chosen(config, stages) -> list[str]:
 def _training_job(config, name: str, where: Slice, examples_per_row: float) -> TrainingJob:
     stage, mesh = config[name], mesh_spec(config, name)
     check_rows(name, stage, make_mesh(mesh, where.devices()))
-    model = training_config(_shape(config, stage.init, stage.preset), stage)
+    model = training_config(name, _shape(config, stage.init, stage.preset), stage)
     setting = Setting(mesh, model.remat, stage.micro_batches)
     expected = stage.batch_size / examples_per_row
     optimizer = optimizer_config(stage)
@@ -135,10 +143,12 @@ def _decoding_jobs(config, name: str, where: Slice, prompt: int) -> dict[str, De
     return jobs
 
 
-def _shape(config, source: str, preset_name: str) -> LlamaConfig:
+def _shape(config, source: str, preset_name: str, through=()) -> LlamaConfig:
     """The shape of a stage's or a directory's model, or of the preset where it is random."""
     if source in config.stages:
-        return _shape(config, config[source].init, config[source].preset)
+        if source in through or config[source].kind != "train":
+            raise ValueError(f"no weights can come from {source}: it trains none, or from itself")
+        return _shape(config, config[source].init, config[source].preset, (*through, source))
     if source == RANDOM:
         return preset(preset_name)
     return read_shape(source)

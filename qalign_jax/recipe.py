@@ -248,12 +248,8 @@ class Recipe:
         """The weights that the stage starts from, in the stage's arithmetic."""
         stage = self.config[name]
         model = self._load(stage.init, stage.preset, tokenizer, mesh)
-        config = training_config(model.config, stage)
+        config = training_config(name, model.config, stage)
         model = dataclasses.replace(model, config=config)
-        if stage.length > config.max_length:
-            raise ValueError(
-                f"{name}: length={stage.length} is more than the model's {config.max_length}"
-            )
         if max(tokenizer.vocab_size, tokenizer.eos_id + 1) > config.vocab_size:
             raise ValueError(
                 f"{name}: the tokenizer has {tokenizer.vocab_size} pieces, the model "
@@ -414,10 +410,6 @@ class _LazyGenerator:
         self._recipe, self._stage, self._mesh = recipe, recipe.config[stage], recipe.mesh(stage)
         self._system = self._stage.systems[system]
         self._sources = system_sources(self._system)
-        if len(self._sources) not in (1, 3):
-            raise ValueError(
-                f"{stage}.systems.{system}: give both expert and antiexpert, or neither"
-            )
         self.settings = {
             "models": [recipe.identity(source, size) for source, size in self._sources],
             "dtype": self._stage.dtype,

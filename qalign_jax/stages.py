@@ -30,8 +30,16 @@ def optimizer_config(stage: ConfigDict) -> OptimizerConfig:
     return OptimizerConfig(stage.b1, stage.b2, stage.eps, stage.weight_decay, stage.clip)
 
 
-def training_config(model: LlamaConfig, stage: ConfigDict) -> LlamaConfig:
-    """The model as a training stage computes with it."""
+def training_config(name: str, model: LlamaConfig, stage: ConfigDict) -> LlamaConfig:
+    """The model as a training stage computes with it.
+
+    Raises:
+      ValueError: rows that are longer than the model reads.
+    """
+    if stage.length > model.max_length:
+        raise ValueError(
+            f"{name}: length={stage.length} is more than the model's {model.max_length}"
+        )
     changes = {key: stage[key] for key in ("dtype", "remat") if stage[key]}
     return dataclasses.replace(model, **changes)
 
@@ -45,6 +53,8 @@ def check_stage(name: str, stage: ConfigDict) -> None:
     if stage.dtype not in ("", "float32", "bfloat16"):
         raise ValueError(f"{name}: dtype={stage.dtype!r}; it is float32 or bfloat16")
     least = {"slots": 1}
+    if stage.kind == "evaluate":
+        _check_evaluation(name, stage)
     if stage.kind == "train":
         if stage.remat and stage.remat not in REMAT_POLICIES:
             known = ", ".join(REMAT_POLICIES)
@@ -53,6 +63,23 @@ def check_stage(name: str, stage: ConfigDict) -> None:
     for key, value in least.items():
         if stage[key] < value:
             raise ValueError(f"{name}: {key}={stage[key]}; expected at least {value}")
+
+
+def _check_evaluation(name: str, stage: ConfigDict) -> None:
+    for key in ("systems", "benchmarks"):
+        if not stage[key]:
+            raise ValueError(f"{name}: no {key} to evaluate")
+    for benchmark, settings in stage.benchmarks.items():
+        if settings.max_new_tokens < 0:
+            raise ValueError(
+                f"{name}.benchmarks.{benchmark}: max_new_tokens={settings.max_new_tokens}; "
+                "expected at least 1, or 0 for the benchmark's own"
+            )
+    for system, settings in stage.systems.items():
+        if bool(settings.expert) != bool(settings.antiexpert):
+            raise ValueError(
+                f"{name}.systems.{system}: give both expert and antiexpert, or neither"
+            )
 
 
 def check_rows(name: str, stage: ConfigDict, mesh: Mesh) -> None:

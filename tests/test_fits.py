@@ -133,10 +133,13 @@ def test_bad_requests_end_before_anything_is_compiled(tiny):
         ("dtype", "float64", "dtype='float64'; it is float32 or bfloat16"),
         ("micro_batches", 0, "micro_batches=0; expected at least 1"),
         ("rows", -1, "rows=-1; expected at least 0"),
+        ("length", 4096, "length=4096 is more than the model's 2048"),
+        ("init", "question_alignment", None),
     ]:
         changed = tiny.copy_and_resolve_references()
         changed.question_alignment[key] = value
-        with pytest.raises(ValueError, match=f"question_alignment: {message}"):
+        message = message and f"question_alignment: {message}"
+        with pytest.raises(ValueError, match=message or "no weights can come from"):
             fits(changed, v5e)
     with pytest.raises(
         ValueError, match="prompts of 4000 tokens leave no room in the models' 2048"

@@ -30,6 +30,7 @@ def command(*arguments, module="run", cwd=None, **environment):
         (["--config=configs/math_cot.py:tiny"], "--config.tokenizer must name"),
         (["--stages=nothing"], "no stage 'nothing'"),
         (["--coordinator=localhost:1", "--processes=2", "--process=2"], "--process=2"),
+        (["--processes=2", "--process=1"], "need --coordinator=HOST:PORT"),
         (["--coordinator=localhost", "--processes=2"], "must be HOST:PORT"),
     ],
 )

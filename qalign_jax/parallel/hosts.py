@@ -45,6 +45,8 @@ def initialize(
         port = coordinator.rpartition(":")[2]
         if not port.isdigit() or int(port) > 65535:
             raise ValueError(f"--coordinator={coordinator} must be HOST:PORT")
+    elif (processes, process) != (1, 0):
+        raise ValueError("--processes and --process need --coordinator=HOST:PORT of process 0")
     else:
         pod = _pod()
         if pod is None or (processes := pod.get_process_count()) == 1:

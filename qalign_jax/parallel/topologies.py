@@ -7,6 +7,7 @@ import os
 from jax.experimental import topologies
 
 GIB = 2**30
+LARGEST = 8960  # chips, a whole pod of v5p
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +69,7 @@ class Slice:
             return list(topologies.get_topology_desc(self.name, "tpu", **options).devices)
         except Exception as error:  # the plugin raises several kinds, RuntimeErrors mostly
             text = str(error).splitlines()[0] if str(error) else repr(error)
-            if "libtpu" in text or ("not found" in text.lower() and "plugin" in text):
+            if "TPU support not installed" in text or "libtpu" in text:
                 text = "libtpu is needed, the TPU compiler: pip install libtpu"
             raise ValueError(f"--topology={self.name}: {text}") from None
 
@@ -122,6 +123,8 @@ def parse_slice(text: str, count: int = 1) -> Slice:
             f"no slice {text!r}; a {chip} slice has {known.dimensions} dimensions, for example "
             f"{', '.join(f'{chip}:{shape}' for shape in known.slices)}"
         )
+    if math.prod(shape) > LARGEST:
+        raise ValueError(f"no slice {text!r}; the largest have {LARGEST:,} chips")
     if count < 1:
         raise ValueError(f"--slices={count}: expected at least 1")
     return Slice(chip, shape, count)

@@ -31,6 +31,7 @@ def test_a_slice_has_two_names(name, slice_):
         ("v5e:4x4x4", "a v5e slice has 2 dimensions, for example v5e:2x2"),
         ("v5e:4xfour", "a v5e slice has 2 dimensions"),
         ("v4:0x2x2", "a v4 slice has 3 dimensions"),
+        ("v5e:1000x1000", "the largest have 8,960 chips"),
     ],
 )
 def test_a_wrong_name_lists_the_right_ones(name, message):
