@@ -226,7 +226,7 @@ def test_a_process_that_never_starts_is_named_by_all_that_wait(tmp_path):
         assert status == 1
         joining, error = stderr.splitlines()
         assert "of 3 on" in joining
-        assert error == "error: not all are at 'start': process 1 did not come in 10 s"
+        assert error == "error: not all are at 'start of 3': process 1 did not come in 10 s"
 
 
 MEETING = """

@@ -56,10 +56,11 @@ def initialize(
     logging.info("%s: joining %s", name, coordinator or "its TPU pod")
     coordinator = coordinator or _coordinator(pod, timeout_s)
     host, _, port = coordinator.rpartition(":")
+    first = f"start of {processes}"  # those who expect another number are at another meeting
     if process == 0:
-        _meetings = Chair(int(port), processes, timeout_s)
+        _meetings = Chair(int(port), processes, timeout_s, first)
     else:
-        _meetings = Member((host.strip("[]"), int(port)), process, timeout_s)
+        _meetings = Member((host.strip("[]"), int(port)), process, timeout_s, first)
     if jax.config.jax_platforms == "cpu":
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
     jax.distributed.initialize(coordinator, processes, process)

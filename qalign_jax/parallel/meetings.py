@@ -26,11 +26,11 @@ class MissingProcess(RuntimeError):
 class Chair:
     """Process 0: hears who has come, and tells everyone who has not.
 
-    The first meeting, on `port`, is over when the constructor returns. Raises ValueError where the
-    port is taken.
+    The first meeting, of the name `first` on `port`, is over when the constructor returns. Raises
+    ValueError where the port is taken.
     """
 
-    def __init__(self, port: int, processes: int, timeout_s: float):
+    def __init__(self, port: int, processes: int, timeout_s: float, first: str = "start"):
         self._names = {process: f"process {process}" for process in range(1, processes)}
         self._lines = {}  # by process
         self._here = {}  # process -> the meeting that it waits at
@@ -43,7 +43,7 @@ class Chair:
         except OSError as error:
             raise ValueError(f"process 0 cannot listen on port {port}: {error}") from None
         self._selector.register(self._door, selectors.EVENT_READ)
-        self.meet("start", timeout_s)
+        self.meet(first, timeout_s)
 
     def meet(self, meeting: str, timeout_s: float) -> None:
         """Returns when all are here; else raises MissingProcess, in every process."""
@@ -115,17 +115,19 @@ class Chair:
 class Member:
     """Any other process: tells process 0 that it has come, and hears whether all others have.
 
-    The first meeting, at `address`, is over when the constructor returns.
+    The first meeting, of the name `first` at `address`, is over when the constructor returns.
     """
 
-    def __init__(self, address: tuple[str, int], process: int, timeout_s: float):
+    def __init__(
+        self, address: tuple[str, int], process: int, timeout_s: float, first: str = "start"
+    ):
         self._process, self._chair = process, "process 0 at {}:{}".format(*address)
         self._line = None
         deadline = time.monotonic() + timeout_s
         while True:
             try:
                 self._line = _Line(socket.create_connection(address, timeout=10))
-                verdict = self._ask("start", timeout_s)
+                verdict = self._ask(first, timeout_s)
                 break
             except (OSError, ValueError) as error:  # it is not there yet, or an earlier run still
                 if self._line:

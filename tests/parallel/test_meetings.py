@@ -166,3 +166,12 @@ def test_a_taken_port_is_a_mistake():
     with socket.create_server(("", 0)) as other:
         with pytest.raises(ValueError, match=f"cannot listen on port {other.getsockname()[1]}"):
             Chair(other.getsockname()[1], 2, 1)
+
+
+def test_processes_that_expect_other_numbers_of_them_do_not_meet(port):
+    outcomes = together(
+        lambda: Chair(port, 2, 10, "start of 2"),
+        lambda: Member(("localhost", port), 1, 10, "start of 3"),
+    )
+    for outcome in outcomes:
+        assert str(outcome).endswith("came to 'start of 3'") and "process 1 on" in str(outcome)
