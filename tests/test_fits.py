@@ -209,7 +209,7 @@ def matrix_bytes(model, tensor):
 def scatters_its_gradients(found, model, tensor) -> bool:
     """No matrix' gradient is all-reduced in full, only those of norms are, and scalars."""
     summed = sum(found["collectives"].get("all-reduce", {}).values())
-    scattered = sum(found["collectives"]["reduce-scatter"].values())
+    scattered = sum(found["collectives"].get("reduce-scatter", {}).values())
     return summed < matrix_bytes(model, tensor) and scattered > 2 * model.num_parameters / tensor
 
 
