@@ -39,9 +39,6 @@ class Setting:
     remat: str
     micro_batches: int
 
-    def __str__(self):
-        return f"mesh={self.mesh} remat={self.remat} micro_batches={self.micro_batches}"
-
 
 @dataclasses.dataclass(frozen=True)
 class Compiled:
@@ -98,7 +95,9 @@ def compile_training(
     mesh = make_mesh(setting.mesh, where.devices())
     multiple = rows_multiple(mesh, setting.micro_batches)
     if rows % multiple:
-        raise ValueError(f"{setting}: {rows} rows are no multiple of {multiple}")
+        raise ValueError(
+            f"{rows} rows are no multiple of {multiple}, the parts that {setting} makes of them"
+        )
     config = dataclasses.replace(config, remat=setting.remat)
     state = abstract_state(config, optimizer, mesh)
     step = make_train_step(config, optimizer, mesh, setting.micro_batches)
@@ -315,7 +314,7 @@ class DecodingJob:
 
 
 def meshes(where: Slice, model: LlamaConfig) -> list[str]:
-    """Meshes worth trying, pure fsdp first; over a whole slice it is two axes (TPU.md's trap)."""
+    """Meshes worth trying, pure fsdp first, as two axes (configs/slices.py says why)."""
     chips = math.prod(where.shape)
     data = f"data:{where.count}," if where.count > 1 else ""
     found = []

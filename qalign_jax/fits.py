@@ -17,20 +17,18 @@ from absl import flags
 from qalign_jax import cli
 from qalign_jax.ahead import DecodingJob, Setting, TrainingJob
 from qalign_jax.evaluation import benchmarks
-from qalign_jax.models.llama import REMAT_POLICIES, LlamaConfig
-from qalign_jax.models.presets import preset
+from qalign_jax.models.llama import REMAT_POLICIES
 from qalign_jax.parallel.mesh import make_mesh
 from qalign_jax.parallel.topologies import CHIPS, GIB, Slice, parse_slice
 from qalign_jax.stages import (
-    RANDOM,
     check_rows,
     check_stage,
     mesh_spec,
+    model_shape,
     optimizer_config,
     system_sources,
     training_config,
 )
-from qalign_jax.training.checkpoints import read_shape
 
 
 def define_flags() -> None:
@@ -120,7 +118,7 @@ def _chosen(config, stages) -> list[str]:
 def _training_job(config, name: str, where: Slice, examples_per_row: float) -> TrainingJob:
     stage, mesh = config[name], mesh_spec(config, name)
     check_rows(name, stage, make_mesh(mesh, where.devices()))
-    model = training_config(name, _shape(config, stage.init, stage.preset), stage)
+    model = training_config(name, model_shape(config, stage.init, stage.preset), stage)
     setting = Setting(mesh, model.remat, stage.micro_batches)
     expected = stage.batch_size / examples_per_row
     optimizer = optimizer_config(stage)
@@ -136,22 +134,11 @@ def _decoding_jobs(config, name: str, where: Slice, prompt: int) -> dict[str, De
     )
     jobs = {}
     for name, system in stage.systems.items():
-        models = [_shape(config, source, size) for source, size in system_sources(system)]
+        models = [model_shape(config, source, size) for source, size in system_sources(system)]
         if stage.dtype:
             models = [dataclasses.replace(model, dtype=stage.dtype) for model in models]
         jobs[name] = DecodingJob(tuple(models), mesh, stage.slots, prompt, new)
     return jobs
-
-
-def _shape(config, source: str, preset_name: str, through=()) -> LlamaConfig:
-    """The shape of a stage's or a directory's model, or of the preset where it is random."""
-    if source in config.stages:
-        if source in through or config[source].kind != "train":
-            raise ValueError(f"no weights can come from {source}: it trains none, or from itself")
-        return _shape(config, config[source].init, config[source].preset, (*through, source))
-    if source == RANDOM:
-        return preset(preset_name)
-    return read_shape(source)
 
 
 def _say(text: str) -> None:
@@ -170,10 +157,11 @@ def _attempt(job: TrainingJob | DecodingJob, where: Slice) -> dict | None:
     except (ValueError, jax.errors.JaxRuntimeError) as error:  # the compiler has bugs of its own
         _say(str(error).splitlines()[0])
         return None
-    if not all(each.fits for each in found.values()):
+    largest = min(found.values(), key=lambda each: (each.fits, each.spare_bytes))
+    if not largest.fits:
+        _say(f"does not fit: {largest.peak_bytes / GIB:.2f} GiB needed")
         return None
-    slowest = max(found.values(), key=lambda each: each.peak_bytes)
-    return {"topology": where.name} | asked | slowest.to_json()
+    return {"topology": where.name} | asked | largest.to_json()
 
 
 def _suggest(job: TrainingJob | DecodingJob, where: Slice) -> list[dict]:

@@ -36,6 +36,7 @@ from qalign_jax.stages import (
     check_rows,
     check_stage,
     mesh_spec,
+    model_shape,
     optimizer_config,
     system_sources,
     training_config,
@@ -98,7 +99,7 @@ class Recipe:
             done = self.is_done(name)
             kind = self.config[name].kind
             if not done and kind != "tokenizer" and not checked:
-                self.check_meshes()
+                self.check_fit()
                 self.prepare()  # all input is read before the first device works
                 checked = True
             hosts.wait_for_all(f"{name} begins")
@@ -117,8 +118,8 @@ class Recipe:
             "systems": self.results(),
         }
 
-    def check_meshes(self) -> None:
-        """Raises a ValueError where a mesh does not divide the devices, or a stage's rows."""
+    def check_fit(self) -> None:
+        """Raises a ValueError where devices, mesh, rows and model do not fit each other."""
         for name in self.chosen:
             stage = self.config[name]
             if stage.kind == "tokenizer" or self.is_done(name):
@@ -126,6 +127,7 @@ class Recipe:
             mesh = self.mesh(name)
             if stage.kind == "train":
                 check_rows(name, stage, mesh)
+                training_config(name, model_shape(self.config, stage.init, stage.preset), stage)
 
     def prepare(self) -> dict[str, dict]:
         """Builds the data of every chosen stage that is not done; stage -> packing statistics."""

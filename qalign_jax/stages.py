@@ -6,6 +6,8 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from qalign_jax.models.llama import REMAT_POLICIES, LlamaConfig
+from qalign_jax.models.presets import preset
+from qalign_jax.training.checkpoints import read_shape
 from qalign_jax.training.optimizer import OptimizerConfig
 from qalign_jax.training.step import rows_multiple
 
@@ -23,6 +25,21 @@ def system_sources(system: ConfigDict) -> list[tuple[str, str]]:
     sources = [(system.model, system.preset)]
     sources += [(system[key], system.small_preset) for key in ("expert", "antiexpert")]
     return [(source, preset_name) for source, preset_name in sources if source]
+
+
+def model_shape(config: ConfigDict, source: str, preset_name: str, through=()) -> LlamaConfig:
+    """The shape of a stage's or a directory's model, or of the preset where it is random.
+
+    Raises:
+      ValueError: a directory without a model, or a stage that leaves no weights.
+    """
+    if source in config.stages:
+        if source in through or config[source].kind != "train":
+            raise ValueError(f"no weights can come from {source}: it trains none, or from itself")
+        return model_shape(config, config[source].init, config[source].preset, (*through, source))
+    if source == RANDOM:
+        return preset(preset_name)
+    return read_shape(source)
 
 
 def optimizer_config(stage: ConfigDict) -> OptimizerConfig:
@@ -52,14 +69,14 @@ def check_stage(name: str, stage: ConfigDict) -> None:
         return
     if stage.dtype not in ("", "float32", "bfloat16"):
         raise ValueError(f"{name}: dtype={stage.dtype!r}; it is float32 or bfloat16")
-    least = {"slots": 1}
     if stage.kind == "evaluate":
         _check_evaluation(name, stage)
-    if stage.kind == "train":
+        least = {"slots": 1}
+    else:
+        least = {"length": 2, "batch_size": 1, "micro_batches": 1, "rows": 0}
         if stage.remat and stage.remat not in REMAT_POLICIES:
             known = ", ".join(REMAT_POLICIES)
             raise ValueError(f"{name}: remat={stage.remat!r}; it is one of {known}")
-        least = {"length": 2, "batch_size": 1, "micro_batches": 1, "rows": 0}
     for key, value in least.items():
         if stage[key] < value:
             raise ValueError(f"{name}: {key}={stage[key]}; expected at least {value}")

@@ -59,6 +59,7 @@ def make_config(tmp, **changes):
         },
         dtype="float32",
         slots=8,
+        mesh="data:4,tensor:2",
     )
     config.update(changes)
     return config

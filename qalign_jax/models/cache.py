@@ -8,20 +8,25 @@ import jax.numpy as jnp
 from jax.experimental.layout import Layout, with_layout_constraint
 
 
-def cache_axes(config) -> tuple[str, ...]:
-    """The logical axes of a cache, in the order in which attention reads it on a TPU.
+def heads_first(config) -> bool:
+    """Whether a cache's heads stand before its positions: as attention reads it on a TPU.
 
     In the other order the TPU compiler copies the whole cache several times a layer: grouped
     queries want the heads before the positions, one query a head wants them behind.
     """
-    if config.n_kv_heads < config.n_heads:
+    return config.n_kv_heads < config.n_heads
+
+
+def cache_axes(config) -> tuple[str, ...]:
+    """The logical axes of a cache, in its order."""
+    if heads_first(config):
         return ("layers", "batch", "kv_heads", "length", "head_size")
     return ("layers", "batch", "length", "kv_heads", "head_size")
 
 
-def heads_first(config, keys: jax.Array) -> jax.Array:
+def layer_of(config, whole: jax.Array, layer) -> jax.Array:
     """One layer's part of a cache as [B, K, S, H]."""
-    return keys if cache_axes(config).index("kv_heads") == 2 else keys.swapaxes(1, 2)
+    return whole[layer] if heads_first(config) else whole[layer].swapaxes(1, 2)
 
 
 def empty_cache(config, batch: int, length: int):
@@ -43,9 +48,7 @@ def write_cache(config, cache, layer, positions, k, v):
     every step (3.5 times the bytes).
     """
     rows = jnp.arange(positions.shape[0])[:, None]
-    place = (rows, slice(None), positions)
-    if cache_axes(config).index("length") == 2:
-        place = (rows, positions)
+    place = (rows, slice(None), positions) if heads_first(config) else (rows, positions)
     layout = Layout((0, 1, 2, 3, 4))
     return tuple(
         with_layout_constraint(
@@ -58,12 +61,10 @@ def write_cache(config, cache, layer, positions, k, v):
 def write_prompts(config, cache, rows, kv):
     """Writes the keys and values [L, P, T, K, H] of prompts into the cache's rows [P]."""
     length = kv[0].shape[2]
-    if cache_axes(config).index("length") == 2:
-        return tuple(
-            whole.at[:, rows, :length].set(new.astype(whole.dtype), mode="drop")
-            for whole, new in zip(cache, kv)
-        )
+    place = (slice(None), rows)
+    if heads_first(config):
+        place, kv = (*place, slice(None)), tuple(new.swapaxes(2, 3) for new in kv)
     return tuple(
-        whole.at[:, rows, :, :length].set(new.swapaxes(2, 3).astype(whole.dtype), mode="drop")
+        whole.at[*place, :length].set(new.astype(whole.dtype), mode="drop")
         for whole, new in zip(cache, kv)
     )

@@ -28,7 +28,7 @@ from qalign_jax.models.attention import (
     takes_cudnn,
     takes_splash,
 )
-from qalign_jax.models.cache import cache_axes, heads_first, write_cache
+from qalign_jax.models.cache import cache_axes, layer_of, write_cache
 from qalign_jax.models.cross_entropy import cross_entropy
 from qalign_jax.parallel.mesh import Parallelism, spec_of
 
@@ -162,7 +162,7 @@ class Attention(nn.Module):
         q, k, v = (checkpoint_name(a, "qkvo") for a in (q, k, v))
         if cache is not None:
             cache = write_cache(config, cache, layer, positions, k, v)
-            out = attend(q, *(heads_first(config, whole[layer]) for whole in cache), mask)
+            out = attend(q, *(layer_of(config, whole, layer) for whole in cache), mask)
         elif splash:
             interpret = self.parallel.platform != "tpu"
             out = splash_attend(q, k, v, mask, config.sliding_window, interpret)

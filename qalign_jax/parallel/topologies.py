@@ -71,7 +71,9 @@ class Slice:
             text = str(error).splitlines()[0] if str(error) else repr(error)
             if "TPU support not installed" in text or "libtpu" in text:
                 text = "libtpu is needed, the TPU compiler: pip install libtpu"
-            raise ValueError(f"--topology={self.name}: {text}") from None
+            raise ValueError(
+                f"--topology={self.name}: {text}; the usual ones are {_usual(self.chip)}"
+            ) from None
 
     def larger(self) -> list["Slice"]:
         """The next two usual sizes of this chip, one slice of each."""
@@ -121,7 +123,7 @@ def parse_slice(text: str, count: int = 1) -> Slice:
     if len(shape) != known.dimensions or min(shape) < 1:
         raise ValueError(
             f"no slice {text!r}; a {chip} slice has {known.dimensions} dimensions, for example "
-            f"{', '.join(f'{chip}:{shape}' for shape in known.slices)}"
+            f"{_usual(chip)}"
         )
     if math.prod(shape) > LARGEST:
         raise ValueError(f"no slice {text!r}; the largest have {LARGEST:,} chips")
@@ -132,3 +134,7 @@ def parse_slice(text: str, count: int = 1) -> Slice:
 
 def _shape(text: str) -> tuple[int, ...]:
     return tuple(int(size) for size in text.split("x"))
+
+
+def _usual(chip: str) -> str:
+    return ", ".join(f"{chip}:{shape}" for shape in CHIPS[chip].slices)
