@@ -163,10 +163,9 @@ class Recipe:
         """The packed data of a training stage."""
         stage = self.config[name]
         try:
-            return _cached_build(
-                _frozen(stage.data.to_dict()), self.tokenizer(name),
-                self._template(name), stage.length,
-                str(self._cache_dir()), self.config.seed, stage.pack,
+            return packing.build(
+                stage.data.to_dict(), self.tokenizer(name), self._template(name), stage.length,
+                self._cache_dir(), self.config.seed, stage.pack,
             )  # fmt: skip
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from None
@@ -435,16 +434,6 @@ class _LazyGenerator:
 
     def __call__(self, prompts, max_new_tokens):
         return self._generator(prompts, max_new_tokens)
-
-
-@functools.cache
-def _cached_build(sources, tokenizer, template, length, cache_dir, seed, pack):
-    sources = {name: dict(source) for name, source in sources}
-    return packing.build(sources, tokenizer, template, length, cache_dir, seed, pack)
-
-
-def _frozen(sources: dict) -> tuple:
-    return tuple((name, tuple(source.items())) for name, source in sources.items())
 
 
 def _directory_tokenizer(path: str) -> Tokenizer:

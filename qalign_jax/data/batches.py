@@ -27,11 +27,6 @@ class Batches:
         rows = grain.MapDataset.range(self.packed.num_rows).shuffle(seed=self.seed).repeat()
         object.__setattr__(self, "_rows", rows)
 
-    @property
-    def epoch_batches(self) -> int:
-        """Whole batches in one epoch; 1 where the data is smaller than a batch."""
-        return max(1, self.packed.num_rows // self.rows_per_batch)
-
     def steps(self, epochs: float) -> int:
         """Steps that see every row `epochs` times, to the nearest step."""
         return max(1, round(epochs * self.packed.num_rows / self.rows_per_batch))

@@ -1,6 +1,7 @@
 import collections
 import json
 
+import grain
 import numpy as np
 import pytest
 
@@ -219,6 +220,26 @@ def test_a_finished_cache_of_another_process_is_taken(tmp_path, tokenizer, own_d
     packed = pack(tmp_path, tokenizer, {"own": own(own_data)})
     assert packed.stats["examples"] == 40
     assert [path.name for path in packed.directory.parent.iterdir()] == [packed.fingerprint]
+
+
+@pytest.mark.parametrize(("length", "low", "high"), [(64, 2, 64), (96, 5, 95), (512, 30, 400)])
+def test_no_example_would_have_fitted_into_an_earlier_row(length, low, high):
+    """First fit over the rows' examples, one after the other, gives the same rows."""
+    rng = np.random.default_rng(length)
+    sizes = rng.integers(low, high, 2000)
+    rows = packing._packed_rows(rng.permutation(2000), sizes, length)
+    order = [index for row in rows for index in row]
+    assert sorted(order) == list(range(2000))
+    placed = grain.experimental.FirstFitPackIterDataset(
+        grain.MapDataset.source(order)
+        .map(lambda index: {"used": np.ones(sizes[index], bool), "index": int(index)})
+        .to_iter_dataset(grain.ReadOptions(num_threads=0)),
+        length_struct={"used": length},
+        num_packing_bins=32,
+        shuffle_bins=False,
+        meta_features=("index",),
+    )
+    assert [[int(index) for index in row["index"]] for row in placed] == rows
 
 
 @pytest.mark.slow

@@ -63,5 +63,5 @@ def test_the_compilers_devices_make_one_v4_chip_one_device_and_slices_add_up():
 
 
 def test_a_shape_that_the_compiler_does_not_know_is_refused_by_name():
-    with pytest.raises(ValueError, match="v5e:3x5: .*; the usual ones are v5e:2x2, v5e:2x4"):
+    with pytest.raises(ValueError, match=r"v5e:3x5: .*; the usual ones are v5e:2x2, v5e:2x4"):
         Slice("v5e", (3, 5)).devices()
