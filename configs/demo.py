@@ -5,7 +5,7 @@ python -m qalign_jax.run
 
 from ml_collections import ConfigDict
 
-from qalign_jax.configs import common
+from qalign_jax.recipe import parts
 
 NOTES = (
     "The models are pretrained here. Their text holds English problems with worked solutions.",
@@ -33,7 +33,7 @@ def get_config(arg: str = "") -> ConfigDict:
         "vocabulary", "pretraining", "question_alignment", "response_alignment",
         "response_alignment_only", *(CONTROL if arg else ()), "large_pretraining", "evaluation",
     )  # fmt: skip
-    config = common.recipe(
+    config = parts.recipe(
         "demo", stages, seed=0, template="short", tokenizer="vocabulary", notes=NOTES
     )
     config.mesh = "single"  # models this small gain nothing from a second device
@@ -44,10 +44,10 @@ def get_config(arg: str = "") -> ConfigDict:
         return fast * (quick - full) + full
 
     def problems(part: str, count: int, **options) -> ConfigDict:
-        return common.source("word_problems", part=part, count=count, seed=seed, **options)
+        return parts.source("word_problems", part=part, count=count, seed=seed, **options)
 
     def training(init: str, data: dict, steps: int, lr: float, **changes) -> ConfigDict:
-        return common.training(
+        return parts.training(
             init, data, steps=choose(steps, steps // 30), lr=lr, length=144, rows=2, b2=0.98,
             save_every=1000, **changes,
         )  # fmt: skip
@@ -58,14 +58,14 @@ def get_config(arg: str = "") -> ConfigDict:
     replay = problems("pretraining", 3_300, english=1.0, prompted=False)
     answers = problems("responses", 4_000)
 
-    config.vocabulary = ConfigDict({"kind": "tokenizer", "vocab_size": 1024})
-    config.vocabulary.symbols = tuple(f" {number}" for number in range(26))
-    config.vocabulary.data = ConfigDict(
+    config.vocabulary = parts.tokenizer(
+        1024,
         {
             "documents": problems("pretraining", 12_000),
             "pairs": problems("question_pairs", 1_500),
             "answers": problems("responses", 1_500),
-        }
+        },
+        symbols=tuple(f" {number}" for number in range(26)),
     )
     config.pretraining = training(
         "random", {"documents": documents}, 2600, 3e-3, preset="demo_small"
@@ -84,18 +84,21 @@ def get_config(arg: str = "") -> ConfigDict:
     )
     config.control_response_alignment = training("control", {"answers": answers}, 500, 1e-3)
 
-    config.evaluation = common.evaluation(
-        systems={
-            "base": common.system("pretraining"),
-            "ralign": common.system("response_alignment_only"),
-            "qalign": common.system("response_alignment"),
-            "large": common.system("large_pretraining"),
-            "large_proxy": common.system(
-                "large_pretraining", expert="response_alignment", antiexpert="pretraining"
-            ),
-        },
+    systems = {
+        "base": parts.system("pretraining"),
+        "ralign": parts.system("response_alignment_only"),
+        "qalign": parts.system("response_alignment"),
+        "large": parts.system("large_pretraining"),
+        "large_proxy": parts.system(
+            "large_pretraining", expert="response_alignment", antiexpert="pretraining"
+        ),
+    }
+    if arg:
+        systems["control"] = parts.system("control_response_alignment")
+    config.evaluation = parts.evaluation(
+        systems,
         benchmarks={
-            "word_problems": common.benchmark(
+            "word_problems": parts.benchmark(
                 part="test", count=choose(100, 10), seed=seed, max_new_tokens=64
             )
         },
@@ -103,6 +106,4 @@ def get_config(arg: str = "") -> ConfigDict:
         slots=128,
         numbers_only=answers,
     )
-    if arg:
-        config.evaluation.systems.control = common.system("control_response_alignment")
     return config

@@ -4,49 +4,48 @@
         --config.base=/models/Llama-2-7b-hf --config.paths.question_pairs=... \
         --config.paths.responses=... --config.paths.mgsm=... --config.paths.msvamp=...
 
-The argument names the model preset, and perhaps the TPU slice it is to run on, whose mesh it takes
-from configs/slices.py: llama2_70b,v5p-128. Published mean over ten languages, mGSM / mSVAMP: stage
+The argument names the model preset and, if given, the TPU slice, whose meshes come from
+configs/slices.py: llama2_70b,v5p-128. Published mean over ten languages, mGSM / mSVAMP: stage
 II only 38.4 / 46.2, both stages 49.6 / 57.2 for LLaMA2-7B; 43.9 / 51.8 and 57.1 / 62.6 for 13B.
 """
 
 from ml_collections import ConfigDict
 
-from qalign_jax.configs import common, slices
-from qalign_jax.models.presets import preset
+from qalign_jax.configs import slices
+from qalign_jax.recipe import parts
 
 
 def get_config(arg: str = "llama2_7b") -> ConfigDict:
     """The paper's two stages, its baseline, and the evaluation."""
-    arg, _, slice_name = arg.partition(",")
-    preset(arg)  # raises on a name that is not there
+    model, where = parts.parse_arg(arg)
     stages = (
         "question_alignment", "response_alignment", "response_alignment_only", "evaluation",
     )  # fmt: skip
-    config = common.recipe("math_cot_" + arg, stages)
-    if slice_name:
-        config.mesh, decoding = slices.mesh_for(slices.MESHES, arg, slice_name)
+    config = parts.recipe("math_cot_" + model, stages)
+    if where:
+        config.mesh, decoding = slices.mesh_for(slices.MESHES, model, where)
     config.base = "random"  # a Hugging Face or Orbax directory of the untuned model
     config.paths = ConfigDict({"question_pairs": "", "responses": "", "mgsm": "", "msvamp": ""})
     config.responses = "metamath"  # what reads paths.responses; gsm8k, gsm8kinstruct and jsonl too
     path = config.paths.get_ref
     base = config.get_ref("base")
 
-    pairs = common.source("question_pairs", path("question_pairs"))
-    responses = common.source(config.get_ref("responses"), path("responses"))
-    config.question_alignment = common.training(base, {"question_pairs": pairs}, preset=arg)
-    config.response_alignment = common.training("question_alignment", {"responses": responses})
-    config.response_alignment_only = common.training(base, {"responses": responses}, preset=arg)
-    config.evaluation = common.evaluation(
+    pairs = parts.source("question_pairs", path("question_pairs"))
+    responses = parts.source(config.get_ref("responses"), path("responses"))
+    config.question_alignment = parts.training(base, {"question_pairs": pairs}, preset=model)
+    config.response_alignment = parts.training("question_alignment", {"responses": responses})
+    config.response_alignment_only = parts.training(base, {"responses": responses}, preset=model)
+    config.evaluation = parts.evaluation(
         systems={
-            "base": common.system(base, preset=arg),
-            "ralign": common.system("response_alignment_only"),
-            "qalign": common.system("response_alignment"),
+            "base": parts.system(base, preset=model),
+            "ralign": parts.system("response_alignment_only"),
+            "qalign": parts.system("response_alignment"),
         },
         benchmarks={
-            "mgsm": common.benchmark(path("mgsm")),
-            "msvamp": common.benchmark(path("msvamp")),
+            "mgsm": parts.benchmark(path("mgsm")),
+            "msvamp": parts.benchmark(path("msvamp")),
         },
     )
-    if slice_name:
+    if where:
         config.evaluation.mesh = decoding
     return config

@@ -5,40 +5,39 @@
         --config.expert=runs/qalign7b/response_alignment --config.paths.mgsm=... \
         --config.paths.msvamp=...
 
-The argument names the large preset, and perhaps the TPU slice, whose mesh it takes from
+The argument names the large preset and, if given, the TPU slice, whose mesh comes from
 configs/slices.py: llama2_70b,v5p-16. The small ones are LLaMA2 7B, `expert` tuned and `antiexpert`
 untuned. Nothing is trained. No table of the paper's could be had to stand beside the result.
 """
 
 from ml_collections import ConfigDict
 
-from qalign_jax.configs import common, slices
-from qalign_jax.models.presets import preset
+from qalign_jax.configs import slices
+from qalign_jax.recipe import parts
 
 
 def get_config(arg: str = "llama2_13b") -> ConfigDict:
     """The large model alone, and steered."""
-    arg, _, slice_name = arg.partition(",")
-    preset(arg)  # raises on a name that is not there
-    config = common.recipe("proxy_tuning_" + arg, ("evaluation",))
-    if slice_name:
-        config.mesh = slices.mesh_for(slices.STEERED_MESHES, arg, slice_name)
+    model, where = parts.parse_arg(arg)
+    config = parts.recipe("proxy_tuning_" + model, ("evaluation",))
+    if where:
+        config.mesh = slices.mesh_for(slices.STEERED_MESHES, model, where)
     config.large = config.expert = config.antiexpert = "random"
-    config.small = "tiny" if arg == "tiny" else "llama2_7b"  # where the small ones are random
+    config.small = "tiny" if model == "tiny" else "llama2_7b"  # where the small ones are random
     config.alpha = 1.0
     config.paths = ConfigDict({"mgsm": "", "msvamp": ""})
     reference = config.get_ref
-    config.evaluation = common.evaluation(
+    config.evaluation = parts.evaluation(
         systems={
-            "large": common.system(reference("large"), preset=arg),
-            "large_proxy": common.system(
+            "large": parts.system(reference("large"), preset=model),
+            "large_proxy": parts.system(
                 reference("large"), reference("expert"), reference("antiexpert"),
-                alpha=reference("alpha"), preset=arg, small_preset=reference("small"),
+                alpha=reference("alpha"), preset=model, small_preset=reference("small"),
             ),
         },
         benchmarks={
-            "mgsm": common.benchmark(config.paths.get_ref("mgsm")),
-            "msvamp": common.benchmark(config.paths.get_ref("msvamp")),
+            "mgsm": parts.benchmark(config.paths.get_ref("mgsm")),
+            "msvamp": parts.benchmark(config.paths.get_ref("msvamp")),
         },
     )  # fmt: skip
     return config

@@ -4,8 +4,6 @@ Every line fits with the paper's batch of 128 examples, packed (python -m qalign
 tests/test_fits.py compiles them with -m release).
 """
 
-from qalign_jax.parallel.topologies import parse_slice
-
 # (model, slice): the mesh to train on, and the one to decode on.
 # Training: pure fsdp over a whole slice is two axes: over one, the compiler turns every gradient's
 # scatter into an all-reduce of full size.
@@ -39,15 +37,14 @@ STEERED_MESHES = {
 }
 
 
-def mesh_for(meshes: dict, model: str, slice_name: str):
-    """What a table above says of a model on a slice, by either of the slice's names.
+def mesh_for(meshes: dict, model: str, name: str):
+    """A table's entry for a model on a slice, named by its shape.
 
     Raises:
-      ValueError: no such slice, or none that is known to hold the model.
+      ValueError: the table has no entry for them.
     """
-    name = parse_slice(slice_name).name
     if (model, name) not in meshes:
-        known = [there for whose, there in meshes if whose == model]
+        known = [slice_name for preset, slice_name in meshes if preset == model]
         raise ValueError(
             f"{model} has no setting for {name}; it has for {', '.join(known) or 'no slice'}. "
             "Name the model alone and give --config.mesh; python -m qalign_jax.fits tells what fits"

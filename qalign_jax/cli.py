@@ -1,15 +1,16 @@
-"""What the commands share: flags in, one JSON object as the last line of stdout, exit status 2."""
+"""What the commands share: flags, one JSON object as the last line of stdout, exit statuses."""
 
 import json
 import os
 import pathlib
 import sys
 from collections.abc import Callable
+from typing import NoReturn
 
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from qalign_jax.parallel.meetings import MissingProcess
+from qalign_jax.parallel.barrier import MissingProcess
 
 DEFAULT_RECIPE = "configs/demo.py"
 
@@ -27,7 +28,7 @@ def main(command: Callable[[list[str]], dict], define_flags: Callable[[], None])
     def guarded(argv: list[str]) -> None:
         handler = logging.get_absl_handler()
         handler.setFormatter(_Formatter())
-        handler.addFilter(_is_ours)
+        handler.addFilter(_is_logged)
         if len(argv) > 1:
             _fail(f"unexpected argument {argv[1]!r}; flags look like --name=value, see --help")
         try:
@@ -40,14 +41,14 @@ def main(command: Callable[[list[str]], dict], define_flags: Callable[[], None])
             print(f"error: {error}", file=sys.stderr)
             sys.exit(1)
         except MissingProcess as error:
-            from qalign_jax.parallel import hosts  # imports JAX, as who raised this has
+            from qalign_jax.parallel import hosts  # imports JAX
 
             print(f"error: {error}", file=sys.stderr, flush=True)
-            hosts.leave_soon(1)
+            hosts.exit_after_grace(1)
             sys.exit(1)
         except KeyboardInterrupt:
             print("interrupted; run the same command again to go on", file=sys.stderr, flush=True)
-            os._exit(130)  # or what still runs in the background would complain at length
+            os._exit(130)  # at once: threads in the background would print tracebacks
         print(json.dumps(result, ensure_ascii=False), flush=True)
 
     define_flags()
@@ -58,7 +59,7 @@ def define_recipe() -> None:
     """Defines --config, a recipe with overrides; its value is a ConfigDict."""
     config_flags.DEFINE_config_file(
         "config",
-        None,  # _parse puts the default in, where a mistake in an override can be told
+        None,  # _parse puts the default in, and reports a mistake in an override
         "The recipe, a file that returns a ConfigDict, with its argument after a colon: "
         "configs/math_cot.py:llama2_7b. Any value in it can be changed: "
         f"--config.response_alignment.lr=1e-5. By default {DEFAULT_RECIPE}.",
@@ -66,7 +67,7 @@ def define_recipe() -> None:
 
 
 def config_path(path: str) -> str:
-    """Finds a recipe file: as given, else among the recipes that came with the package.
+    """Finds a recipe file: as given, else among the recipes that the package ships.
 
     The text after the first `:` is the recipe's argument and is kept.
     """
@@ -78,8 +79,8 @@ def config_path(path: str) -> str:
     raise ValueError(f"--config={path}: there is no file {name}, here or among the recipes")
 
 
-def _is_ours(record) -> bool:
-    """Libraries that log through absl too are heard from warnings upwards only."""
+def _is_logged(record) -> bool:
+    """Libraries that log through absl too are logged from warnings upwards only."""
     return record.levelno > 20 or "qalign_jax" in record.pathname
 
 
@@ -122,7 +123,7 @@ def _with_recipe(argv: list[str]) -> list[str]:
     return [argv[0], f"--config={config_path(DEFAULT_RECIPE)}", *argv[1:]]
 
 
-def _fail(message: str) -> None:
+def _fail(message: str) -> NoReturn:
     lines = [line.strip() for line in message.splitlines() if line.strip()]
     print(f"error: {' '.join(lines)}", file=sys.stderr, flush=True)
     sys.exit(2)

@@ -1,4 +1,4 @@
-r"""Converts a model between Hugging Face and this package; what the source is says which way.
+r"""Converts a model from Hugging Face's format to this package's, or back, as the source says.
 
     python -m qalign_jax.convert --source=Llama-2-7b-hf --target=llama2-7b
     python -m qalign_jax.convert --source=runs/qalign/response_alignment --target=qalign-7b-hf \
@@ -9,7 +9,6 @@ run leaves, and the other way round. Every command takes either, so a conversion
 merge a LoRA adapter, to read a large model faster, and to leave.
 """
 
-import json
 import math
 import os
 import re
@@ -20,22 +19,24 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 from etils import epath
+from jax.typing import DTypeLike
 
-from qalign_jax import cli
-from qalign_jax.data.tokenizer import load_tokenizer
-from qalign_jax.models import hf, lora, tensor_files
-from qalign_jax.models.tensor_files import TensorFiles
-from qalign_jax.parallel.mesh import make_mesh
-from qalign_jax.reporting import model_card
-from qalign_jax.training.checkpoints import (
+from qalign_jax import cli, files
+from qalign_jax.checkpoints import hf_config, hf_weights, lora, safetensors
+from qalign_jax.checkpoints.model import (
     STORED,
     UNFINISHED,
     Model,
-    absolute,
     load_model,
+    read_card,
     save_model,
     stage_and_step,
 )
+from qalign_jax.checkpoints.record import Record, write_record
+from qalign_jax.checkpoints.safetensors import TensorFiles
+from qalign_jax.data.tokenizer import load_tokenizer
+from qalign_jax.parallel.mesh import make_mesh
+from qalign_jax.reporting import model_card
 
 # What a target that is being written holds in UNFINISHED: who writes it.
 _OWNER = f"{socket.gethostname()} {os.getpid()}"
@@ -60,8 +61,8 @@ def convert(
     adapter four.
 
     Args:
-      source: a Hugging Face directory, a stage's folder of ours, or one of its checkpoints.
-      target: a folder that is not there, or an unfinished conversion.
+      source: a Hugging Face directory, a stage's folder, or one of its checkpoints.
+      target: a new folder, or that of an unfinished conversion.
       dtype: of the weights; by default as stored.
       adapter: a PEFT LoRA adapter to merge, for a Hugging Face source.
       shard_bytes: size of a safetensors file at most.
@@ -71,24 +72,24 @@ def convert(
       ValueError: no model, a broken one, or a target that is something else already; before any
         device is used.
     """
-    source, target = absolute(source), absolute(target)
+    source, target = files.absolute(source), files.absolute(target)
     _check_target(source, target)
-    imports = hf.is_hf_directory(source)
+    imports = hf_config.is_hf_directory(source)
     if adapter and not imports:
         raise ValueError(f"--adapter: {source} is no Hugging Face directory to merge it into")
     if imports:
-        made_from, model = _read(source, adapter and absolute(adapter), dtype, mesh)
+        sources, model = _read(source, adapter and files.absolute(adapter), dtype, mesh)
         _check_finite(model)
         _begin(target)
         save_model(target, model)
-        _write_json(target / "stage.json", {"made_from": made_from})
+        write_record(target, Record({}, sources))
     else:
         devices = make_mesh(mesh, jax.local_devices())
         model = load_model(source, mesh=devices, param_dtype=dtype or STORED)
-        files = model.tokenizer.hugging_face_files()
+        tokenizer_files = model.tokenizer.hugging_face_files()
         _check_finite(model)
         _begin(target)
-        _export(model, files, stage_and_step(source), target, shard_bytes)
+        _export(model, tokenizer_files, stage_and_step(source), target, shard_bytes)
     if (target / UNFINISHED).read_text() != _OWNER:
         raise ValueError(f"{target}: another conversion wrote there too; convert once more")
     (target / UNFINISHED).unlink()
@@ -102,39 +103,39 @@ def convert(
     }
 
 
-def _read(source, adapter, dtype: str | None, mesh: str) -> tuple[dict, Model]:
-    """A Hugging Face directory, its adapter merged, and what it was made from."""
-    config, tokenizer, tensors = hf.read_config(source), load_tokenizer(source), TensorFiles(source)
-    made_from = {"source": os.fspath(source), "weights": tensors.identity()}
+def _read(source, adapter, dtype: DTypeLike | None, mesh: str) -> tuple[dict, Model]:
+    """A Hugging Face directory, its adapter merged, and the fingerprints of both."""
+    (config, execution, template), tensors = read_card(source), TensorFiles(source)
+    tokenizer = load_tokenizer(source)
+    sources = {"source": os.fspath(source), "weights": tensors.fingerprint()}
     if adapter:
         tensors = lora.MergedTensors(tensors, adapter)
-        made_from["adapter"] = os.fspath(adapter)
-        made_from["adapter_weights"] = tensors.adapter_identity()
-    dtype = dtype or hf.stored_dtype(tensors)
-    params = hf.read_params(tensors, config, make_mesh(mesh, jax.local_devices()), dtype)
-    return made_from, Model(config, params, tokenizer, hf.read_template(source))
+        sources["adapter"] = os.fspath(adapter)
+        sources["adapter_weights"] = tensors.adapter_fingerprint()
+    dtype = dtype or hf_weights.stored_dtype(tensors)
+    params = hf_weights.read_params(tensors, config, make_mesh(mesh, jax.local_devices()), dtype)
+    return sources, Model(config, execution, params, tokenizer, template)
 
 
-def _export(model: Model, tokenizer_files, stage_and_step, target, shard_bytes: int) -> None:
+def _export(model: Model, tokenizer_files, trained, target, shard_bytes: int) -> None:
     """Everything that `from_pretrained` reads; config.json last, so that half is not a model."""
     config, tokenizer, dtype = model.config, model.tokenizer, _dtype(model)
+    stage_dir, step = trained
     for name, content in tokenizer_files.items():
         (target / name).write_bytes(content)
-    card = model_card.text(*stage_and_step, config, target.name, dtype.name, model.template)
+    card = model_card.text(stage_dir, step, config, target.name, dtype.name, model.template)
     (target / "README.md").write_text(card)
-    tensors = hf.tensors_of(model.params, config)
-    tensor_files.write_files(target, tensors, hf.tensor_shapes(config), dtype, shard_bytes)
+    shapes = hf_weights.tensor_shapes(config)
+    tensors = hf_weights.tensors_of(model.params, config)
+    safetensors.write_files(target, tensors, shapes, dtype, shard_bytes)
     ends = {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id}
-    _write_json(target / "generation_config.json", {"do_sample": False} | ends)
-    _write_json(target / "config.json", hf.config_json(config, dtype, tokenizer, model.template))
+    files.write_json(target / "generation_config.json", {"do_sample": False} | ends, indent=2)
+    content = hf_config.config_json(config, dtype, tokenizer, model.template)
+    files.write_json(target / "config.json", content, indent=2)
 
 
 def _dtype(model: Model) -> np.dtype:
     return np.dtype(jax.tree.leaves(model.params)[0].dtype)
-
-
-def _write_json(path: epath.Path, content: dict) -> None:
-    path.write_text(json.dumps(content, indent=2) + "\n")
 
 
 def _check_finite(model: Model) -> None:
@@ -194,9 +195,7 @@ def define_flags() -> None:
         "A Hugging Face directory, a stage's folder of a run, or one of its checkpoints.",
         required=True,
     )
-    flags.DEFINE_string(
-        "target", None, "A folder that is not there yet, or gs://bucket/path.", required=True
-    )
+    flags.DEFINE_string("target", None, "A new folder, local or gs://bucket/path.", required=True)
     flags.DEFINE_enum(
         "dtype", None, ["float32", "bfloat16", "float16"], "Of the weights; by default as stored."
     )

@@ -14,23 +14,19 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Sequence
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 from absl import flags
 from etils import epath
 
-from qalign_jax import cli
+from qalign_jax import cli, files
+from qalign_jax.checkpoints.model import fingerprint, load_model
 from qalign_jax.data.prompts import render, template_text
-from qalign_jax.decoding.engine import Engine
-from qalign_jax.decoding.proxy import FirstModel, ProxyTuning
 from qalign_jax.decoding.sampling import Sampling
-from qalign_jax.evaluation.records import AnswerFile, read_lines, write_text
+from qalign_jax.decoding.system import System
+from qalign_jax.evaluation.records import AnswerFile
 from qalign_jax.parallel.mesh import make_mesh
 from qalign_jax.progress import Progress
-from qalign_jax.training.checkpoints import load_model
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,21 +79,16 @@ def generate(request: Request, prompts: str | os.PathLike, output: str | os.Path
     if epath.Path(output).is_dir():
         raise ValueError(f"--output={output} is a folder; name a file")
     rows = read_prompts(prompts)
-    models = _load(request)
-    tokenizer, tuned = models[0].tokenizer, models[1 if request.expert else 0]
-    texts = [_prompt(row, request.template or tuned.template) for row in rows]
-    ids = _encode(models, request.directories, texts)
-    engine = Engine(
-        [(model.config, model.params) for model in models],
-        ProxyTuning(request.alpha) if request.expert else FirstModel(),
-        eos_ids=(tokenizer.eos_id,),
-        mesh=make_mesh(request.mesh) if request.mesh else None,
-        slots=request.slots,
-        sampling=request.sampling,
-    )
-    answers = AnswerFile(f"{os.fspath(output)}.partial", _header(request, models, ids))
+    mesh = make_mesh(request.mesh) if request.mesh else None
+    names = request.directories
+    models = [load_model(path, mesh=mesh, dtype=request.dtype or None) for path in names]
+    system = System.of(models, names, request.alpha)
+    tokenizer, template = system.tokenizer, request.template or system.template
+    ids = system.encode([_prompt(row, template) for row in rows])
+    answers = AnswerFile(f"{os.fspath(output)}.partial", _header(request, ids))
     answers.read()
-    del models, tuned  # the engine has the weights, perhaps in a narrower dtype
+    engine = system.engine(mesh=mesh, slots=request.slots, sampling=request.sampling)
+    del models, system  # the engine has the weights, perhaps in a narrower dtype
     missing = [number for number in range(len(rows)) if str(number) not in answers.answers]
     start, decoded = time.monotonic(), 0
     finished = engine.generate([ids[number] for number in missing], request.max_new_tokens, missing)
@@ -119,7 +110,7 @@ def generate(request: Request, prompts: str | os.PathLike, output: str | os.Path
         total += len(tokens)
         row = row | {"output": tokenizer.decode(tokens), "tokens": tokens}
         lines.append(json.dumps(row, ensure_ascii=False) + "\n")
-    write_text(output, "".join(lines))
+    files.write_text(output, "".join(lines))
     answers.path.unlink()
     return {
         "prompts": len(rows),
@@ -138,12 +129,8 @@ def read_prompts(path: str | os.PathLike) -> list[dict[str, Any]]:
     if not epath.Path(path).is_file():
         raise ValueError(f"--prompts={path}: there is no such file")
     rows = []
-    for number, line, _ in read_lines(path):
+    for number, row in files.read_json_lines(path, "write one object a line"):
         where = f"{os.fspath(path)}:{number}"
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{where}: not JSON ({error.msg}); write one object a line") from error
         if not isinstance(row, dict) or ("prompt" in row) == ("question" in row):
             raise ValueError(f"{where}: expected an object with either `prompt` or `question`")
         text = row.get("prompt", row.get("question"))
@@ -159,46 +146,14 @@ def _prompt(row: dict[str, Any], template: str) -> str:
     return row["prompt"] if "prompt" in row else render(template, row["question"])
 
 
-def _load(request: Request) -> list:
-    """The model, or large, expert and anti-expert."""
-    mesh = make_mesh(request.mesh) if request.mesh else None
-    return [
-        load_model(path, mesh=mesh, dtype=request.dtype or None) for path in request.directories
-    ]
-
-
-def _encode(models, directories, texts: Sequence[str]) -> list[list[int]]:
-    """The prompts' ids with BOS; all models must read the same ids."""
-    first, *others = (model.tokenizer for model in models)
-    encoded = first.encode_batch(texts)
-    for directory, tokenizer in zip(directories[1:], others):
-        same = (tokenizer.bos_id, tokenizer.eos_id) == (first.bos_id, first.eos_id)
-        if not same or tokenizer.encode_batch(texts) != encoded:
-            raise ValueError(
-                f"the tokenizers of {directories[0]} and {directory} read the prompts differently; "
-                "proxy-tuning adds up logits, so its models must share their tokenizer"
-            )
-    return [[first.bos_id, *ids] for ids in encoded]
-
-
-def _header(request: Request, models, ids: list[list[int]]) -> dict[str, Any]:
+def _header(request: Request, ids: list[list[int]]) -> dict[str, Any]:
     """All that shapes the answers, so that answers of two settings never mix."""
     settings = dataclasses.asdict(request)
     for key in ("slots", "mesh", "template"):  # the prompts' ids hold the template
         del settings[key]
     settings["prompts"] = hashlib.sha256(json.dumps(ids).encode()).hexdigest()[:16]
-    settings["weights"] = [f"{int(_checksum(model.params)):08x}" for model in models]
+    settings["weights"] = [fingerprint(path) for path in request.directories]
     return settings
-
-
-@jax.jit
-def _checksum(params) -> jax.Array:
-    """A number that changes with the weights; whole numbers add up the same on every mesh."""
-    total = jnp.uint32(0)
-    for leaf in jax.tree.leaves(params):
-        bits = jax.lax.bitcast_convert_type(leaf, f"uint{8 * leaf.dtype.itemsize}")
-        total = total * 31 + bits.astype(jnp.uint32).sum(dtype=jnp.uint32)
-    return total
 
 
 def define_flags() -> None:
@@ -224,7 +179,8 @@ def define_flags() -> None:
     )
 
 
-def _command(_) -> dict:
+def _command(argv: list[str]) -> dict[str, Any]:
+    del argv
     if flags.FLAGS["alpha"].present and not flags.FLAGS.expert:
         raise ValueError("--alpha without --expert: it is for proxy-tuning; give the expert too")
     request = Request(

@@ -1,33 +1,58 @@
-"""Builds a recipe's data sets and packed tokens ahead of its run."""
+"""Builds a recipe's data sets and packed tokens ahead of its run.
+
+python -m qalign_jax.prepare --config=configs/math_cot.py:llama2_7b --workdir=gs://bucket/qalign7b
+"""
+
+import os
+from collections.abc import Sequence
+from typing import Any
 
 from absl import flags
+from ml_collections import ConfigDict
 
 from qalign_jax import cli
+
+
+def prepare(
+    config: ConfigDict, workdir: str | os.PathLike = "", stages: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Reads and builds all data of a recipe's stages, without a device.
+
+    A tokenizer that the recipe trains itself is trained: the packed tokens depend on it.
+
+    Args:
+      config, workdir, stages: as `run` will be given.
+
+    Returns:
+      {"workdir", "stages": {stage: statistics of its packed data}}.
+
+    Raises:
+      ValueError: a recipe that cannot run, or data that cannot be read.
+    """
+    from qalign_jax.recipe.recipe import Recipe
+    from qalign_jax.recipe.stages.base import read_stages
+
+    workdir = os.fspath(workdir) or f"runs/{config.name}"
+    first = [stage.name for stage in read_stages(config).values() if not stage.USES_DEVICES]
+    if first:
+        Recipe(config, workdir, first).run()
+    return {"workdir": workdir, "stages": Recipe(config, workdir, stages).prepare()}
 
 
 def define_flags() -> None:
     cli.define_recipe()
     flags.declare_key_flag("config")
     flags.DEFINE_string(
-        "workdir",
-        None,
-        "The run's folder; runs/<recipe> by default. The same as run will be given.",
+        "workdir", "", "The run's folder, as run will be given; runs/<recipe> by default."
     )
     flags.DEFINE_list("stages", [], "Prepare only these stages.")
 
 
-def prepare(argv: list[str]) -> dict:
-    """Reads all input of the chosen stages, ahead of the run; returns what packing made of it."""
-    from qalign_jax.recipe import Recipe
-
-    config = flags.FLAGS.config
-    workdir = flags.FLAGS.workdir or f"runs/{config.name}"
-    # A tokenizer that the recipe trains itself comes first: the packed tokens are its own.
-    trained = [name for name in config.stages if config[name].kind == "tokenizer"]
-    if trained:
-        Recipe(config, workdir, trained).run()
-    return {"workdir": workdir, "stages": Recipe(config, workdir, flags.FLAGS.stages).prepare()}
+def _command(argv: list[str]) -> dict[str, Any]:
+    del argv
+    values = flags.FLAGS
+    return prepare(values.config, values.workdir, values.stages)
 
 
 if __name__ == "__main__":
-    cli.main(prepare, define_flags)
+    cli.main(_command, define_flags)

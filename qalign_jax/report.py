@@ -3,12 +3,23 @@
 python -m qalign_jax.report --workdir=runs/demo
 """
 
+import os
 from typing import Any
 
 from absl import flags
 
 from qalign_jax import cli
-from qalign_jax.reporting import page
+
+
+def report(workdir: str | os.PathLike) -> dict[str, Any]:
+    """Writes the page; returns {"workdir", "report": path}.
+
+    Raises:
+      ValueError: the folder is none of a run, or one of its files is damaged.
+    """
+    from qalign_jax.reporting import page
+
+    return {"workdir": os.fspath(workdir), "report": str(page.write(workdir))}
 
 
 def define_flags() -> None:
@@ -17,7 +28,7 @@ def define_flags() -> None:
 
 def _command(argv: list[str]) -> dict[str, Any]:
     del argv
-    return {"workdir": flags.FLAGS.workdir, "report": str(page.write(flags.FLAGS.workdir))}
+    return report(flags.FLAGS.workdir)
 
 
 if __name__ == "__main__":

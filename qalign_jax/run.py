@@ -1,9 +1,51 @@
-"""Runs a recipe's stages, in order, resuming what was stopped."""
+"""Runs a recipe's stages, in order, resuming what was stopped.
+
+python -m qalign_jax.run --config=configs/math_cot.py:llama2_7b --workdir=gs://bucket/qalign7b
+"""
+
+import os
+from collections.abc import Sequence
+from typing import Any
 
 from absl import flags
+from ml_collections import ConfigDict
 
 from qalign_jax import cli
-from qalign_jax.parallel import meetings
+from qalign_jax.parallel import barrier
+
+
+def run(
+    config: ConfigDict,
+    workdir: str | os.PathLike = "",
+    stages: Sequence[str] = (),
+    profile: str = "",
+) -> dict[str, Any]:
+    """Runs a recipe and writes its report; what is finished is skipped.
+
+    Args:
+      config: the recipe, as a file in configs/ returns it.
+      workdir: the run's folder; runs/<recipe> by default.
+      stages: only these; all by default.
+      profile: the steps of every training stage to trace, like 10:15.
+
+    Returns:
+      {"workdir", "stages": {stage: "done"}, "systems": as in results.json, "report": path}.
+
+    Raises:
+      ValueError: a recipe that cannot run, before any device work.
+      FloatingPointError: a loss that is not finite.
+    """
+    import jax
+
+    from qalign_jax.recipe.recipe import Recipe
+    from qalign_jax.reporting import page
+    from qalign_jax.training.profile import Profile
+
+    workdir = os.fspath(workdir) or f"runs/{config.name}"
+    steps = Profile.parse(profile) if profile else None
+    outcome = Recipe(config, workdir, stages, steps).run()
+    report = str(page.write(workdir)) if jax.process_index() == 0 else None
+    return {"workdir": workdir, **outcome, "report": report}
 
 
 def define_flags() -> None:
@@ -11,52 +53,45 @@ def define_flags() -> None:
     flags.declare_key_flag("config")
     flags.DEFINE_string(
         "workdir",
-        None,
-        "Where the run keeps everything, a folder or gs://bucket/path; the same command goes on "
-        "where it was stopped. runs/<recipe> by default.",
+        "",
+        "The run's folder, local or gs://bucket/path; the same command resumes a run that was "
+        "stopped. runs/<recipe> by default.",
     )
     flags.DEFINE_list("stages", [], "Run only these stages, for example --stages=evaluation.")
     flags.DEFINE_string(
+        "profile",
+        "",
+        "Steps of every training stage to trace, like 10:15; the trace is in the stage's "
+        "tensorboard/ folder, for TensorBoard and Perfetto.",
+    )
+    flags.DEFINE_string(
         "coordinator",
-        None,
+        "",
         "HOST:PORT of process 0, for several hosts that JAX does not find itself.",
     )
     flags.DEFINE_integer("processes", 1, "How many processes, with --coordinator.")
     flags.DEFINE_integer("process", 0, "The number of this one, with --coordinator.")
     flags.DEFINE_integer(
         "join_timeout_s",
-        meetings.JOIN_TIMEOUT_S,
-        "How many seconds to wait at the start until all processes of several hosts are there.",
+        barrier.JOIN_TIMEOUT_S,
+        "Seconds to wait at the start for the processes of the other hosts.",
         lower_bound=1,
     )
 
 
-def run(argv: list[str]) -> dict:
-    """Runs the recipe and writes its report; returns what the last line of stdout says."""
+def _command(argv: list[str]) -> dict[str, Any]:
+    del argv
     from qalign_jax.parallel import hosts
 
-    hosts.initialize(
-        flags.FLAGS.coordinator,
-        flags.FLAGS.processes,
-        flags.FLAGS.process,
-        flags.FLAGS.join_timeout_s,
-    )
+    values = flags.FLAGS
+    hosts.initialize(values.coordinator, values.processes, values.process, values.join_timeout_s)
+    outcome = run(values.config, values.workdir, values.stages, values.profile)
+    if outcome["report"] and outcome["systems"]:
+        from qalign_jax.reporting import tables
 
-    import jax
-
-    from qalign_jax.recipe import Recipe
-    from qalign_jax.reporting import page, tables
-
-    config = flags.FLAGS.config
-    workdir = flags.FLAGS.workdir or f"runs/{config.name}"
-    outcome = Recipe(config, workdir, flags.FLAGS.stages).run()
-    report = None
-    if jax.process_index() == 0:
-        report = str(page.write(workdir))
-        if outcome["systems"]:
-            print(tables.text(outcome["systems"]), end="\n\n")
-    return {"workdir": workdir, **outcome, "report": report}
+        print(tables.text(outcome["systems"]), end="\n\n")
+    return outcome
 
 
 if __name__ == "__main__":
-    cli.main(run, define_flags)
+    cli.main(_command, define_flags)

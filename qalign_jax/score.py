@@ -7,7 +7,6 @@ The file is JSON Lines: `output` (a model's whole response), `answer` (the publi
 """
 
 import collections
-import json
 import os
 import sys
 from typing import Any
@@ -15,8 +14,8 @@ from typing import Any
 from absl import flags
 from etils import epath
 
-from qalign_jax import cli
-from qalign_jax.evaluation import benchmarks, records, scores
+from qalign_jax import cli, files
+from qalign_jax.evaluation import benchmarks, statistics
 from qalign_jax.reporting import tables
 
 
@@ -43,7 +42,8 @@ def score(benchmark_name: str, path: str | os.PathLike) -> dict[str, Any]:
                 f"{where}: {'no language' if not language else 'a language'} here, unlike the "
                 "lines above; give it on every line or on none"
             )
-        judged = scores.judge(_output(row, where), _answer(row, where), language, where)
+        output, answer = _output(row, where), _answer(row, where)
+        judged = benchmark.protocol.judge(output, answer, language, where)
         correct[language].append(judged["correct"])
         sound[language].append(judged["sound_correct"])
     if not correct:
@@ -59,13 +59,7 @@ def score(benchmark_name: str, path: str | os.PathLike) -> dict[str, Any]:
 def _predictions(path):
     if not epath.Path(path).is_file():
         raise ValueError(f"--predictions={path}: there is no such file")
-    for number, line, _ in records.read_lines(path):
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ValueError(
-                f"{path}:{number}: not JSON ({error.msg}); write one JSON object a line"
-            ) from error
+    for number, row in files.read_json_lines(path, "write one JSON object a line"):
         if not isinstance(row, dict):
             raise ValueError(
                 f"{path}:{number}: expected an object with output and answer, found "
@@ -106,7 +100,7 @@ def _field(row, key, where):
 
 
 def _accuracies(correct, benchmark) -> dict[str, float]:
-    accuracies = scores.accuracies(correct, benchmark.averaged)
+    accuracies = statistics.accuracies(correct, benchmark.averaged)
     accuracies.pop("", None)
     if "" in correct:
         accuracies.pop("non_english")
@@ -127,7 +121,6 @@ def define_flags() -> None:
 
 def _command(argv: list[str]) -> dict[str, Any]:
     del argv
-
     result = score(flags.FLAGS.benchmark, flags.FLAGS.predictions)
     shown = {
         "paper's reader": {result["benchmark"]: result["accuracy"]},

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 import transformers
 
-from qalign_jax.models.llama import LlamaConfig
+from qalign_jax.models.config import LlamaConfig
 
 
 def to_transformers(config: LlamaConfig, params) -> transformers.PreTrainedModel:

@@ -14,14 +14,13 @@ import safetensors.numpy
 import torch
 import transformers
 
+from qalign_jax.checkpoints import hf_config
+from qalign_jax.checkpoints.model import load_model
+from qalign_jax.checkpoints.safetensors import TensorFiles
 from qalign_jax.convert import UNFINISHED, convert
 from qalign_jax.generate import Request, generate
-from qalign_jax.models import hf
-from qalign_jax.models.llama import Llama
-from qalign_jax.models.tensor_files import TensorFiles
 from qalign_jax.parallel.mesh import make_mesh
-from qalign_jax.recipe import Recipe
-from qalign_jax.training.checkpoints import load_model
+from qalign_jax.recipe.recipe import Recipe
 from tests.hugging_face import KINDS, save
 from tests.pretrained import write_pretrained
 
@@ -39,7 +38,7 @@ def assert_same_tensors(one, other):
 def our_logits(path, tokens):
     model = load_model(path, dtype="float32")
     index = np.broadcast_to(np.arange(tokens.shape[1]), tokens.shape)
-    logits = jax.jit(Llama(model.config).apply, static_argnames="method")(
+    logits = jax.jit(model.module.apply, static_argnames="method")(
         {"params": model.params}, tokens, index, np.ones_like(tokens), method="logits"
     )
     return np.asarray(logits)[..., : model.config.vocab_size]
@@ -78,12 +77,12 @@ def test_the_written_config_says_what_was_read_in_both_releases_words(kind, tmp_
     save(kind, theirs, model_file)
     convert(theirs, ours)
     convert(ours, back)
-    assert hf.read_config(back) == hf.read_config(theirs)
+    assert hf_config.read_config(back) == hf_config.read_config(theirs)
     raw = json.loads((back / "config.json").read_text())
     rope = raw.pop("rope_parameters")  # transformers 4 knows none of it
     assert raw["rope_theta"] == rope["rope_theta"]
     (back / "config.json").write_text(json.dumps(raw))
-    assert hf.read_config(back) == hf.read_config(theirs)
+    assert hf_config.read_config(back) == hf_config.read_config(theirs)
     generation = transformers.GenerationConfig.from_pretrained(back)
     assert (generation.bos_token_id, generation.eos_token_id) == (1, 2)
 
@@ -147,7 +146,7 @@ def test_half_an_export_is_no_model_and_is_written_anew(tmp_path, model_file, mo
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(hf, "config_json", stop)  # at the very last file
+        patch.setattr(hf_config, "config_json", stop)  # at the very last file
         with pytest.raises(KeyboardInterrupt):
             convert(ours, back)
     assert (back / "model.safetensors").exists() and (back / UNFINISHED).exists()
@@ -267,11 +266,11 @@ def test_the_real_260k_model_trains_leaves_and_says_the_same_in_transformers(rea
 
 
 def _recipe(init, file, cache):
-    from qalign_jax.configs import common
+    from qalign_jax.recipe import parts
 
-    config = common.recipe("tune", ("tuning",), cache_dir=str(cache), mesh="fsdp:4,tensor:2")
-    config.tuning = common.training(
-        str(init), {"stories": common.source("jsonl", str(file))},
+    config = parts.recipe("tune", ("tuning",), cache_dir=str(cache), mesh="fsdp:4,tensor:2")
+    config.tuning = parts.training(
+        str(init), {"stories": parts.source("jsonl", str(file))},
         steps=20, rows=4, length=128, lr=1e-3, dtype="float32",
     )  # fmt: skip
     return config

@@ -1,4 +1,4 @@
-"""What the TPU compiler makes of the recipes, without a TPU."""
+"""The recipes compiled by the TPU compiler, without a TPU."""
 
 import dataclasses
 import json
@@ -6,16 +6,18 @@ import json
 import jax
 import pytest
 
-from qalign_jax.ahead import Setting, compile_decoding, compile_training, meshes
-from qalign_jax.configs import common, math_cot, proxy_tuning, slices
+from qalign_jax.ahead.compile import compile_decoding, compile_training
+from qalign_jax.ahead.cost import Collective, Program
+from qalign_jax.ahead.jobs import Workload, meshes
+from qalign_jax.ahead.roofline import link_seconds, model_time
+from qalign_jax.configs import math_cot, proxy_tuning, slices
 from qalign_jax.fits import fits, table
+from qalign_jax.models.llama import Llama
 from qalign_jax.models.presets import preset
-from qalign_jax.parallel.compiled import Collective, Program
+from qalign_jax.parallel.chips import CHIPS, GIB, Slice, parse_slice
 from qalign_jax.parallel.mesh import make_mesh
-from qalign_jax.parallel.roofline import link_seconds, model_time
-from qalign_jax.parallel.topologies import CHIPS, GIB, Slice, parse_slice
+from qalign_jax.recipe import parts
 
-FULL = Setting("", "full", 1)
 pytest.importorskip("libtpu")
 
 
@@ -32,7 +34,7 @@ def without_flags_of_the_cpu_backend():
 def tiny():
     config = math_cot.get_config("tiny")
     config.mesh, config.evaluation.mesh = "fsdp:2,tensor:2", "data:2,tensor:2"
-    config.evaluation.systems.steered = common.system(
+    config.evaluation.systems.steered = parts.system(
         "response_alignment", expert="question_alignment", antiexpert="response_alignment_only"
     )
     return config
@@ -88,7 +90,7 @@ def test_evaluation_is_compiled_on_its_own_mesh_which_gathers_no_weight(compiled
 def test_a_sweep_tells_every_setting_that_fits_the_fastest_first(tiny):
     tiny = tiny.copy_and_resolve_references()
     tiny.question_alignment.rows = 2  # pure fsdp does not divide them, nor micro-batches
-    found = fits(tiny, parse_slice("v5e-4"), stages=["question_alignment"], sweep=True)
+    found = fits(tiny, parse_slice("v5e-4"), stages=["question_alignment"], sweep_settings=True)
     swept = found["suggestions"]["question_alignment"]
     assert {one["remat"] for one in swept} == {"full", "qkvo", "qkvo_mlp"}
     assert {one["mesh"] for one in swept} == {"fsdp:2,tensor:2"}
@@ -110,16 +112,16 @@ def test_where_a_stage_does_not_fit_what_was_tried_and_does_is_told(tiny):
 
 def test_what_does_not_fit_is_told_with_the_bytes_it_needs():
     found = compile_training(
-        preset("llama2_7b"), parse_slice("v5e:2x2"), dataclasses.replace(FULL, mesh="fsdp:2x2"),
-        rows=8, length=512,
-    )  # fmt: skip
+        Llama(*preset("llama2_7b")), parse_slice("v5e:2x2"), "fsdp:2x2", rows=8, length=512
+    )
     assert not found.fits and found.peak_bytes > 15.75 * GIB
     assert found.spare_bytes == found.allowed_bytes - found.peak_bytes < 0
 
 
 def test_terabytes_that_are_missing_are_told_too():
-    setting = Setting("fsdp:2,tensor:2", "none", 1)
-    found = compile_training(preset("tiny"), parse_slice("v5e:2x2"), setting, 2**15, 2048)
+    config, execution = preset("tiny")
+    model = Llama(config, dataclasses.replace(execution, remat="none"))
+    found = compile_training(model, parse_slice("v5e:2x2"), "fsdp:2,tensor:2", 2**15, 2048)
     assert not found.fits and found.peak_bytes > 2**40
 
 
@@ -130,7 +132,7 @@ def test_bad_requests_end_before_anything_is_compiled(tiny):
     tiny = tiny.copy_and_resolve_references()
     for key, value, message in [
         ("remat", "foo", "remat='foo'; it is one of full"),
-        ("dtype", "float64", "dtype='float64'; it is float32 or bfloat16"),
+        ("dtype", "float64", "dtype='float64'; it is one of float32, bfloat16"),
         ("micro_batches", 0, "micro_batches=0; expected at least 1"),
         ("rows", -1, "rows=-1; expected at least 0"),
         ("length", 4096, "length=4096 is more than the model's 2048"),
@@ -139,12 +141,12 @@ def test_bad_requests_end_before_anything_is_compiled(tiny):
         changed = tiny.copy_and_resolve_references()
         changed.question_alignment[key] = value
         message = message and f"question_alignment: {message}"
-        with pytest.raises(ValueError, match=message or "no weights can come from"):
+        with pytest.raises(ValueError, match=message or "which does not come before it"):
             fits(changed, v5e)
     with pytest.raises(
         ValueError, match="prompts of 4000 tokens leave no room in the models' 2048"
     ):
-        fits(tiny, v5e, prompt_tokens=4000)
+        fits(tiny, v5e, workload=Workload(prompt_tokens=4000))
     tiny.evaluation.mesh = "tensor:4"
     with pytest.raises(ValueError, match="2 key-value heads cannot be split over tensor:4"):
         fits(tiny, v5e)
@@ -158,7 +160,7 @@ def test_bad_requests_end_before_anything_is_compiled(tiny):
     with pytest.raises(ValueError, match="rows=9 must be a multiple of 2"):
         fits(tiny, v5e)
     with pytest.raises(ValueError, match="9 rows are no multiple of 2"):
-        compile_training(preset("tiny"), v5e, Setting("fsdp:2,tensor:2", "full", 1), 9, 128)
+        compile_training(Llama(*preset("tiny")), v5e, "fsdp:2,tensor:2", 9, 128)
 
 
 def test_model_time_is_the_slower_of_chip_and_links_or_their_sum():
@@ -183,11 +185,13 @@ def test_links_of_all_torus_axes_of_a_group_carry_it_and_dcn_what_goes_between_s
 
 
 def test_meshes_worth_trying_divide_the_slice_and_the_model():
-    seventy = preset("llama2_70b")
+    seventy = preset("llama2_70b").config
     assert meshes(Slice("v5p", (4, 4, 4)), seventy) == [
         "fsdp:16x4,tensor:1", "fsdp:16,tensor:4", "fsdp:8,tensor:8",
     ]  # fmt: skip
-    assert meshes(Slice("v5e", (4, 4), 2), preset("llama2_7b"))[0] == "data:2,fsdp:4x4,tensor:1"
+    assert (
+        meshes(Slice("v5e", (4, 4), 2), preset("llama2_7b").config)[0] == "data:2,fsdp:4x4,tensor:1"
+    )
 
 
 def test_a_slice_in_the_recipes_argument_gives_its_mesh():
@@ -224,36 +228,38 @@ def scatters_its_gradients(found, model, tensor) -> bool:
 def test_a_training_step_fits_scatters_its_gradients_and_aliases_its_state(
     name, where, mesh, remat, rows, length, gib, mfu
 ):
-    model, where = preset(name), parse_slice(where)
-    found = compile_training(model, where, Setting(mesh, remat, 1), rows, length)
+    (config, execution), where = preset(name), parse_slice(where)
+    model = Llama(config, dataclasses.replace(execution, remat=remat))
+    found = compile_training(model, where, mesh, rows, length)
     assert found.fits and found.peak_bytes <= gib * GIB
     tensor = make_mesh(mesh, where.devices()).shape["tensor"]
-    assert scatters_its_gradients(found.to_json(), model, tensor)
+    assert scatters_its_gradients(found.to_json(), config, tensor)
     assert 1 <= found.aliased_bytes / found.state_bytes < 1.001
     assert found.mfu[1] >= mfu  # modelled, nothing overlapped
 
 
 @pytest.mark.slow
 def test_fsdp_as_one_axis_over_a_slice_would_not_scatter():
-    model = dataclasses.replace(preset("llama2_7b"), n_layers=4)
-    found = compile_training(model, parse_slice("v5e:4x4"), Setting("fsdp:16", "full", 1), 16, 512)
-    assert not scatters_its_gradients(found.to_json(), model, 1)
+    model = Llama(*preset("llama2_7b", n_layers=4))
+    found = compile_training(model, parse_slice("v5e:4x4"), "fsdp:16", 16, 512)
+    assert not scatters_its_gradients(found.to_json(), model.config, 1)
 
 
 @pytest.mark.slow
 def test_slices_are_joined_by_data_whose_sums_alone_go_over_dcn():
-    model = dataclasses.replace(preset("llama2_7b"), n_layers=4)
+    model = Llama(*preset("llama2_7b", n_layers=4))
     where = parse_slice("v5e:4x4", 2)
-    found = compile_training(model, where, Setting("data:2,fsdp:4x4", "full", 1), 32, 512)
-    assert found.fits and scatters_its_gradients(found.to_json(), model, 1)
+    found = compile_training(model, where, "data:2,fsdp:4x4", 32, 512)
+    assert found.fits and scatters_its_gradients(found.to_json(), model.config, 1)
 
 
 @pytest.mark.slow
 def test_three_models_of_7b_and_70b_decode_on_eight_v5p():
-    models = tuple(map(preset, ("llama2_70b", "llama2_7b", "llama2_7b")))
+    names = ("llama2_70b", "llama2_7b", "llama2_7b")
+    models = tuple(Llama(*preset(name)) for name in names)
     _, decode = compile_decoding(models, parse_slice("v5p:2x2x2"), "tensor:8", 64, 512, 512)
     assert decode.fits and 1 <= decode.aliased_bytes / decode.state_bytes < 1.001
-    weights = sum(2 * model.num_parameters for model in models) / 8
+    weights = sum(2 * model.config.num_parameters for model in models) / 8
     # every step reads the weights and the caches once, and copies neither
     assert decode.hbm_bytes < 1.4 * (weights + decode.state_bytes)
 
@@ -276,14 +282,14 @@ def test_every_preset_fits(model, where):
     config = math_cot.get_config(f"{model},{where}")
     del config.evaluation.systems["ralign"], config.evaluation.systems["qalign"]
     stages = ["question_alignment", "evaluation"]
-    found = fits(config, parse_slice(where), stages=stages, suggest=False)
+    found = fits(config, parse_slice(where), stages=stages, suggest_others=False)
     print(json.dumps(found), table(found), sep="\n")  # pytest -s tells the README's figures
     training, evaluation = (found["stages"][stage] for stage in stages)
     assert training["fits"] and evaluation["fits"]
     assert 1 <= training["aliased_bytes"] / training["state_bytes"] < 1.001
     if where in ("v5e:4x4", "v5e:16x16", "v5p:4x4x4", "v4:4x4x8"):
         tensor = int(config.mesh.partition("tensor:")[2] or 1)
-        assert scatters_its_gradients(training, preset(model), tensor)
+        assert scatters_its_gradients(training, preset(model).config, tensor)
 
 
 @pytest.mark.release

@@ -8,17 +8,17 @@ import sys
 import jax
 import pytest
 
+from qalign_jax.checkpoints.model import Card, Model, describe_model, save_model
+from qalign_jax.checkpoints.record import Record, write_record
 from qalign_jax.data.prompts import render
 from qalign_jax.data.tokenizer import load_tokenizer, train_sentencepiece
+from qalign_jax.decoding.combine import ProxyTuning
 from qalign_jax.decoding.engine import Engine
-from qalign_jax.decoding.proxy import ProxyTuning
 from qalign_jax.decoding.sampling import Sampling
 from qalign_jax.generate import Request, generate, read_prompts
-from qalign_jax.models.llama import LlamaConfig, init_params
-from qalign_jax.parallel.mesh import make_mesh
-from qalign_jax.training.checkpoints import Checkpoints, describe_model
-from qalign_jax.training.optimizer import OptimizerConfig
-from qalign_jax.training.step import init_state
+from qalign_jax.models.config import Execution, LlamaConfig
+from qalign_jax.models.llama import Llama
+from qalign_jax.models.params import init_params
 from tests.reference import to_transformers
 
 CONFIG = LlamaConfig(
@@ -31,8 +31,8 @@ CONFIG = LlamaConfig(
     head_size=16,
     max_length=96,
     init_scale=0.3,
-    dtype="float32",
 )
+F32 = Execution(dtype="float32")
 ROWS = [
     {"prompt": "Tom has", "id": "a"},
     {"question": "How many {apples}?", "language": "en"},
@@ -58,14 +58,10 @@ def params_of(seed):
 def stages(tmp_path_factory, tokenizer):
     """Three stages' folders of random weights, as training leaves them."""
     root = tmp_path_factory.mktemp("stages")
-    mesh = make_mesh("", jax.devices()[:1])
     folders = [root / name for name in ("large", "expert", "antiexpert")]
     for seed, folder in enumerate(folders):
-        describe_model(folder, CONFIG, tokenizer, "short")
-        checkpoints = Checkpoints(folder, every=1)
-        state = init_state(CONFIG, OptimizerConfig(), mesh, params=params_of(seed))
-        checkpoints.save(1, state, final=True)
-        checkpoints.close()
+        save_model(folder, Model(CONFIG, F32, params_of(seed), tokenizer, "short"))
+        write_record(folder, Record({"seed": seed}, {"data": "none"}))
     return [str(folder) for folder in folders]
 
 
@@ -85,12 +81,15 @@ def read(path):
 
 def expected(tokenizer, seeds=(0,), **options):
     """What the engine says, from the same weights."""
-    engine = Engine([(CONFIG, params_of(seed)) for seed in seeds], eos_ids=(2,), **options)
+    engine = Engine(
+        [(Llama(CONFIG, F32), params_of(seed)) for seed in seeds], eos_ids=(2,), **options
+    )
     texts = [row.get("prompt") or render("short", row["question"]) for row in ROWS]
     ids = [[tokenizer.bos_id, *tokenizer.encode(text)] for text in texts]
     answers = [ids for _, ids in sorted(engine.generate(ids, NEW))]
     return [
-        row | {"output": tokenizer.decode(ids), "tokens": ids} for row, ids in zip(ROWS, answers)
+        row | {"output": tokenizer.decode(ids), "tokens": ids}
+        for row, ids in zip(ROWS, answers, strict=True)
     ]
 
 
@@ -184,10 +183,13 @@ def test_an_interrupted_run_goes_on_where_it_stopped(stages, prompts, tmp_path, 
 
 def test_models_that_read_prompts_differently_are_refused(stages, prompts, tmp_path):
     train_sentencepiece(["ganz andere Stücke"] * 9, 290, tmp_path / "tokenizer.model")
-    describe_model(tmp_path / "odd", CONFIG, load_tokenizer(tmp_path / "tokenizer.model"), "short")
+    odd = load_tokenizer(tmp_path / "tokenizer.model")
+    describe_model(tmp_path / "odd", Card(CONFIG, F32, "short"), odd)
     (tmp_path / "odd" / "checkpoints").symlink_to(f"{stages[1]}/checkpoints")
     request = Request(stages[0], str(tmp_path / "odd"), stages[2])
-    with pytest.raises(ValueError, match="read the prompts differently"):
+    with pytest.raises(
+        ValueError, match=r"the tokenizers of .*large and .*odd differ: the piece \d+ is"
+    ):
         generate(request, prompts, tmp_path / "answers.jsonl")
 
 

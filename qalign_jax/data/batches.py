@@ -1,6 +1,7 @@
 """Batch t as a pure function of (seed, t), on any number of hosts."""
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 
 import grain
@@ -24,8 +25,10 @@ class Batches:
     def __post_init__(self):
         if self.rows_per_batch < 1:
             raise ValueError(f"rows_per_batch={self.rows_per_batch} must be at least 1")
-        rows = grain.MapDataset.range(self.packed.num_rows).shuffle(seed=self.seed).repeat()
-        object.__setattr__(self, "_rows", rows)
+
+    @functools.cached_property
+    def _rows(self) -> grain.MapDataset:
+        return grain.MapDataset.range(self.packed.num_rows).shuffle(seed=self.seed).repeat()
 
     def steps(self, epochs: float) -> int:
         """Steps that see every row `epochs` times, to the nearest step."""
@@ -36,7 +39,7 @@ class Batches:
         first = step * self.rows_per_batch
         return np.array([self._rows[first + i] for i in range(self.rows_per_batch)], np.int64)
 
-    def read(self, row_ids: Sequence[int]) -> dict[str, np.ndarray]:
+    def read(self, row_ids: Sequence[int] | np.ndarray) -> dict[str, np.ndarray]:
         """Rows as arrays [len(row_ids), T]: int32, and float32 loss_weights."""
         rows = {name: getattr(self.packed, name)[np.asarray(row_ids)] for name in ARRAYS}
         return rows | {"loss_weights": rows["loss_weights"].astype(np.float32)}

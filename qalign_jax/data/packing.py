@@ -105,7 +105,7 @@ def build(
     examples = {
         name: load_examples(source, cache_dir / "datasets") for name, source in parsed.items()
     }
-    shaped_by = {
+    settings = {
         "format": FORMAT,
         "tokenizer": tokenizer.fingerprint,
         "template": template,
@@ -117,14 +117,14 @@ def build(
             for name, source in parsed.items()
         ],
     }
-    fingerprint = hashlib.sha256(json.dumps(shaped_by).encode()).hexdigest()[:16]
+    fingerprint = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:16]
     final = cache_dir / "packed" / fingerprint
     if not final.exists():
         aside = cache_dir / "packed" / f".building-{uuid.uuid4().hex}"
         aside.mkdir(parents=True)
         try:
             _write(aside, parsed, examples, tokenizer, template, length, seed, pack)
-            (aside / "made_from.json").write_text(json.dumps(shaped_by, indent=2), encoding="utf-8")
+            (aside / "made_from.json").write_text(json.dumps(settings, indent=2), encoding="utf-8")
             try:
                 aside.rename(final)
             except OSError:
@@ -253,14 +253,14 @@ def _encoded(batch, tokenizer, template) -> Iterator[tuple[dict, list[int], int]
     that has in common with the prompt alone. Plain text has no prompt but BOS.
     """
     heads = [prompts.render(template, e["instruction"]) if e["instruction"] else "" for e in batch]
-    joint = tokenizer.encode_batch([head + e["response"] for head, e in zip(heads, batch)])
-    alone = tokenizer.encode_batch(heads)
-    for example, together, head in zip(batch, joint, alone):
+    texts = [head + e["response"] for head, e in zip(heads, batch, strict=True)]
+    joint, alone = tokenizer.encode_prompts(texts), tokenizer.encode_prompts(heads)
+    for example, together, head in zip(batch, joint, alone, strict=True):
         common = next(
-            (i for i, (a, b) in enumerate(zip(together, head)) if a != b),
+            (i for i, (a, b) in enumerate(zip(together, head, strict=False)) if a != b),
             min(len(together), len(head)),
         )
-        yield example, [tokenizer.bos_id, *together, tokenizer.eos_id], 1 + common
+        yield example, [*together, tokenizer.eos_id], common
 
 
 def _batches(examples) -> Iterator[list[dict[str, str]]]:

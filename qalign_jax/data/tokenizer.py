@@ -7,12 +7,23 @@ import json
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import sentencepiece
 from etils import epath
 
+from qalign_jax import files
+
 # What belongs to a tokenizer in a model's directory, kept so that `save` gives it back.
 _FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json")
+# Texts that tokenizers with equal pieces may split differently: spaces, digits, scripts, specials.
+PROBES = (
+    "Tom has 3  apples.\n\n1,234.5",
+    " a",
+    "汤姆有 12 个",
+    "১৮ ｘ NBSP\u00a0ZWNJ\u200c",
+    "</a>",
+)
 _TIKTOKEN = re.compile(rb"[A-Za-z0-9+/=]+ \d+\r?\n")
 
 
@@ -35,6 +46,14 @@ class Tokenizer(abc.ABC):
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """The ids of each text."""
 
+    def encode_prompts(self, texts: Sequence[str]) -> list[list[int]]:
+        """The ids of each text as a model reads it: BOS in front."""
+        return [[self.bos_id, *ids] for ids in self.encode_batch(list(texts))]
+
+    @abc.abstractmethod
+    def piece(self, number: int) -> str:
+        """The text of an id's piece, "▁" written as a space; "" where the id has none."""
+
     @abc.abstractmethod
     def decode(self, ids: Sequence[int]) -> str:
         """The text; special ids and ids beyond the vocabulary (a padded head's) are left out."""
@@ -49,10 +68,8 @@ class Tokenizer(abc.ABC):
 
     def save(self, directory: str | os.PathLike) -> None:
         """Writes the files from which `load_tokenizer(directory)` gives the same tokenizer."""
-        directory = epath.Path(directory)
-        directory.mkdir(parents=True, exist_ok=True)
         for name, content in self.files.items():
-            (directory / name).write_bytes(content)
+            files.write_bytes(epath.Path(directory) / name, content)
 
 
 class SentencePieceTokenizer(Tokenizer):
@@ -87,10 +104,13 @@ class SentencePieceTokenizer(Tokenizer):
     def encode_batch(self, texts):
         return self._processor.encode(list(texts), out_type=int, num_threads=os.cpu_count() or 1)
 
-    def hugging_face_files(self):
-        from qalign_jax.data.tokenizer_json import from_sentencepiece  # for those who leave
+    def piece(self, number):
+        return self._processor.id_to_piece(number).replace("▁", " ")
 
-        made = from_sentencepiece(self.files["tokenizer.model"])
+    def hugging_face_files(self):
+        from qalign_jax.data.tokenizer_json import from_sentencepiece  # for exports alone
+
+        made = from_sentencepiece(self.files["tokenizer.model"], PROBES)
         return {"tokenizer.model": self.files["tokenizer.model"]} | made
 
     def decode(self, ids):
@@ -102,7 +122,7 @@ class HuggingFaceTokenizer(Tokenizer):
     """A `tokenizer.json`; BOS and EOS as the files beside it say."""
 
     def __init__(self, files: Mapping[str, bytes], bos: int | str, eos: int | str, origin: str):
-        import tokenizers  # two of three users never need it
+        import tokenizers  # LLaMA2 and Mistral v1 do not need it
 
         try:
             self._tokenizer = tokenizers.Tokenizer.from_str(files["tokenizer.json"].decode())
@@ -113,7 +133,10 @@ class HuggingFaceTokenizer(Tokenizer):
         self._tokenizer.no_padding()
         self.vocab_size = max(self._tokenizer.get_vocab(with_added_tokens=True).values()) + 1
         self.bos_id, self.eos_id = (self._id(token, origin) for token in (bos, eos))
-        kept = {"bos_token": self._token(self.bos_id), "eos_token": self._token(self.eos_id)}
+        kept = {
+            f"{kind}_token": self._tokenizer.id_to_token(number)
+            for kind, number in (("bos", self.bos_id), ("eos", self.eos_id))
+        }
         self.files = dict(files)
         config = json.loads(files.get("tokenizer_config.json", b"{}"))
         if any(_content(config.get(key)) != token for key, token in kept.items()):
@@ -130,16 +153,21 @@ class HuggingFaceTokenizer(Tokenizer):
         known = [int(i) for i in ids if 0 <= i < self.vocab_size]
         return self._tokenizer.decode(known, skip_special_tokens=True)
 
+    def piece(self, number):
+        return (self._tokenizer.id_to_token(number) or "").replace("▁", " ")
+
     def _id(self, token: int | str, origin: str) -> int:
         number = token if isinstance(token, int) else self._tokenizer.token_to_id(token)
-        if isinstance(number, int) and not 0 <= number < self.vocab_size:
-            raise ValueError(f"{origin} has no id {number}, which the files beside it name")
         if number is None:
             raise ValueError(f"{origin} has no token {token!r}, which the files beside it name")
+        if not 0 <= number < self.vocab_size:
+            raise ValueError(f"{origin} has no id {number}, which the files beside it name")
         return number
 
-    def _token(self, number: int) -> str:
-        return self._tokenizer.id_to_token(number)
+
+def has_tokenizer(directory: str | os.PathLike) -> bool:
+    """Whether `load_tokenizer` finds a tokenizer in a directory."""
+    return any((epath.Path(directory) / name).is_file() for name in _FILES[:2])
 
 
 def load_tokenizer(path: str | os.PathLike) -> Tokenizer:
@@ -155,16 +183,37 @@ def load_tokenizer(path: str | os.PathLike) -> Tokenizer:
         return SentencePieceTokenizer({"tokenizer.model": path.read_bytes()}, str(path))
     if not path.is_dir():
         raise ValueError(f"tokenizer {path} does not exist; give a tokenizer.model or a directory")
-    files = {name: (path / name).read_bytes() for name in _FILES if (path / name).is_file()}
-    if "tokenizer.json" in files:
+    found = {name: (path / name).read_bytes() for name in _FILES if (path / name).is_file()}
+    if "tokenizer.json" in found:
         origin = path / "tokenizer.json"
         bos, eos = (_special(path, kind) for kind in ("bos", "eos"))
-        return HuggingFaceTokenizer(files, bos, eos, str(origin))
-    if "tokenizer.model" in files:
-        return SentencePieceTokenizer(files, str(path / "tokenizer.model"))
+        return HuggingFaceTokenizer(found, bos, eos, str(origin))
+    if "tokenizer.model" in found:
+        return SentencePieceTokenizer(found, str(path / "tokenizer.model"))
     raise ValueError(
         f"{path} holds neither tokenizer.json nor tokenizer.model; copy the tokenizer's files there"
     )
+
+
+def difference(one: Tokenizer, other: Tokenizer) -> str:
+    """The first difference between two tokenizers; "" where text has the same ids in both.
+
+    One of them may have more pieces than the other: a pad token was added, say.
+    """
+    if one.fingerprint == other.fingerprint:
+        return ""
+    for name in ("bos_id", "eos_id"):
+        if (ids := (getattr(one, name), getattr(other, name)))[0] != ids[1]:
+            return f"{name} is {ids[0]} and {ids[1]}"
+    for number in range(min(one.vocab_size, other.vocab_size)):
+        if (pieces := (one.piece(number), other.piece(number)))[0] != pieces[1]:
+            return f"the piece {number} is {pieces[0]!r} and {pieces[1]!r}"
+    for text, ids, others in zip(
+        PROBES, one.encode_batch(PROBES), other.encode_batch(PROBES), strict=True
+    ):
+        if ids != others:
+            return f"{text!r} has the ids {ids} and {others}"
+    return ""
 
 
 def train_sentencepiece(
@@ -199,11 +248,7 @@ def train_sentencepiece(
             f"a vocabulary of {vocab_size} pieces cannot be trained on these texts: {error}; "
             "ask for fewer pieces or give more text"
         ) from None
-    path = epath.Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f"{path.name}.{os.getpid()}")
-    aside.write_bytes(written.getvalue())
-    aside.replace(path)
+    files.write_bytes(path, written.getvalue())
 
 
 def _special(directory: epath.Path, kind: str) -> int | str:
@@ -212,10 +257,7 @@ def _special(directory: epath.Path, kind: str) -> int | str:
         file = directory / name
         if not file.is_file():
             continue
-        try:
-            values = json.loads(file.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise ValueError(f"{file} is not JSON ({error}); download it again") from None
+        values = files.read_json(file, "download it again")
         if not isinstance(values, dict):
             raise ValueError(f"{file} is not a JSON object; download it again")
         token = _content(values.get(f"{kind}_token"))
@@ -232,7 +274,7 @@ def _special(directory: epath.Path, kind: str) -> int | str:
     )
 
 
-def _content(token: object) -> str | None:
+def _content(token: Any) -> Any:
     return token.get("content") if isinstance(token, dict) else token
 
 

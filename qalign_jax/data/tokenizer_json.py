@@ -6,32 +6,28 @@ spaces in a row are split otherwise) and does not find user-defined symbols.
 
 import json
 import re
+from collections.abc import Sequence
 
 import sentencepiece
 import tokenizers
-from sentencepiece import sentencepiece_model_pb2
+from sentencepiece import sentencepiece_model_pb2 as pb2
 from tokenizers import decoders, normalizers, processors
 
-_Piece = sentencepiece_model_pb2.ModelProto.SentencePiece
-_PROBES = (
-    "Tom has 3  apples.\n\n1,234.5",
-    " a",
-    "汤姆有 12 个",
-    "১৮ ｘ NBSP\u00a0ZWNJ\u200c",
-    "</a>",
-)
+_Model = pb2.ModelProto  # pyright: ignore[reportAttributeAccessIssue]  # made at run time
+_Piece = _Model.SentencePiece
 
 
-def from_sentencepiece(model: bytes) -> dict[str, bytes]:
+def from_sentencepiece(model: bytes, probes: Sequence[str]) -> dict[str, bytes]:
     """tokenizer.json and tokenizer_config.json that split every text as the model does.
 
-    BOS is put in front, as LLaMA's own files have it.
+    BOS is put in front, as LLaMA's own files have it. The files are compared with the model on
+    `probes`.
 
     Raises:
       ValueError: a model that cannot be said in those files (not BPE with byte fallback, or with a
         normalisation of its own).
     """
-    proto = sentencepiece_model_pb2.ModelProto.FromString(model)
+    proto = _Model.FromString(model)
     processor = sentencepiece.SentencePieceProcessor(model_proto=model)
     pieces = proto.pieces
     symbols = [piece.piece for piece in pieces if piece.type == _Piece.USER_DEFINED]
@@ -48,7 +44,7 @@ def from_sentencepiece(model: bytes) -> dict[str, bytes]:
         vocab, _merges(pieces), unk_token=unknown, fuse_unk=True, byte_fallback=True
     )
     tokenizer = tokenizers.Tokenizer(bpe)
-    steps = [normalizers.Replace(" ", "▁")]
+    steps: list[normalizers.Normalizer] = [normalizers.Replace(" ", "▁")]
     if proto.normalizer_spec.add_dummy_prefix:
         steps.append(_prefix(symbols))
     tokenizer.normalizer = normalizers.Sequence(steps)
@@ -66,7 +62,7 @@ def from_sentencepiece(model: bytes) -> dict[str, bytes]:
         single=f"{bos} $A", pair=f"{bos} $A {bos} $B", special_tokens=[(bos, vocab[bos])]
     )
     tokenizer.encode_special_tokens = True
-    for text in (*_PROBES, *(f"a{symbol}b {symbol}" for symbol in map(_text, symbols))):
+    for text in (*probes, *(f"a{symbol}b {symbol}" for symbol in map(_text, symbols))):
         if tokenizer.encode(text, add_special_tokens=False).ids != processor.encode(text):
             raise ValueError(f"no tokenizer.json splits {text!r} as this sentencepiece model does")
     tokenizer.encode_special_tokens = False

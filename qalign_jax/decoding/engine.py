@@ -5,23 +5,24 @@ Evaluation, the `generate` command and proxy-tuning all decode here.
 
 import collections
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import logging
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh
 
-from qalign_jax.decoding.proxy import FirstModel
+from qalign_jax.decoding.combine import Combine, FirstModel
 from qalign_jax.decoding.sampling import Sampling
 from qalign_jax.decoding.slots import Plan, advance, empty_slots, fill
-from qalign_jax.models.llama import LlamaConfig, arithmetic_params, param_specs
-from qalign_jax.parallel.mesh import batch_shards
+from qalign_jax.models.llama import Llama
+from qalign_jax.models.params import cast_params, param_specs
+from qalign_jax.parallel.mesh import batch_shards, on_mesh
 
-# The loop comes back to the host after so many tokens at the latest, to hand over what finished.
+# The loop returns to the host after at most this many tokens, to hand over what finished.
 STEPS_PER_CALL = 64
-# A prefill holds at most so many positions, unless one prompt alone has more.
+# The most positions of a prefill, unless one prompt alone has more.
 PREFILL_POSITIONS = 8192
 # Caches grow in these steps, so that similar runs share a program.
 LENGTH_MULTIPLE = 64
@@ -42,18 +43,18 @@ class Engine:
 
     def __init__(
         self,
-        models: Sequence[tuple[LlamaConfig, dict]],
-        combine: Callable = FirstModel(),
+        models: Sequence[tuple[Llama, dict]],
+        combine: Combine = FirstModel(),
         *,
         eos_ids: Sequence[int],
         mesh: Mesh | None = None,
         slots: int = 64,
         sampling: Sampling = Sampling(),
     ):
-        """Takes models as (config, params) pairs.
+        """Takes models as (module, params) pairs.
 
-        Matrices are kept in the config's dtype: a decode step reads every one of them, so f32
-        copies of bf16 arithmetic would double its time.
+        Matrices are kept in the compute dtype: a decode step reads every one of them, so f32
+        weights under bf16 products would double its time.
 
         Args:
           combine: FirstModel(), or ProxyTuning(alpha) for (large, expert, anti-expert).
@@ -66,10 +67,10 @@ class Engine:
           ValueError: a number of models that `combine` does not take, no slots, key-value heads
             that the mesh's tensor axis does not divide.
         """
-        self.configs = tuple(config for config, _ in models)
-        self._plan = make_plan(self.configs, combine, sampling, mesh, slots)
-        self.max_length = min(config.max_length for config in self.configs)
-        self._params = tuple(_held_params(config, params, mesh) for config, params in models)
+        modules = tuple(module for module, _ in models)
+        self._plan = make_plan(modules, combine, sampling, mesh, slots)
+        self.max_length = min(module.config.max_length for module in modules)
+        self._params = tuple(_held_params(module, params, mesh) for module, params in models)
         self._seed = sampling.seed
         self._eos_ids = np.asarray(eos_ids, np.int32)
 
@@ -143,7 +144,7 @@ class Engine:
             while waiting and len(idle) >= self._group_size(plan, waiting):
                 group = [waiting.popleft() for _ in range(self._group_size(plan, waiting))]
                 rows = [idle.pop() for _ in group]
-                running.update(zip(rows, group))
+                running.update(zip(rows, group, strict=True))
                 slots = fill(*constant, slots, **self._prefill(plan, group, rows))
             wanted = self._group_size(plan, waiting) if waiting else plan.slots
             slots, report = advance(*constant, slots, plan.slots - wanted, STEPS_PER_CALL)
@@ -169,7 +170,7 @@ class Engine:
             requests=np.zeros(width, np.int32),
             limits=np.zeros(width, np.int32),
         )
-        for i, (request, row) in enumerate(zip(group, rows)):
+        for i, (request, row) in enumerate(zip(group, rows, strict=True)):
             arrays["tokens"][i, : len(request.prompt)] = request.prompt
             arrays["lengths"][i] = len(request.prompt)
             arrays["rows"][i] = row
@@ -178,59 +179,35 @@ class Engine:
         return arrays
 
 
-class TextGenerator:
-    """An engine that reads and writes text, as evaluation wants it."""
-
-    def __init__(self, engine: Engine, tokenizer):
-        self.engine = engine
-        self.tokenizer = tokenizer
-
-    def __call__(
-        self,
-        prompts: Sequence[str],
-        max_new_tokens: int,
-        numbers: Sequence[int] | None = None,
-    ) -> Iterator[tuple[int, str, int]]:
-        """Yields (number, text, count of tokens without EOS) as answers finish, in any order.
-
-        BOS is put before every prompt. Arguments and errors otherwise as in `Engine.generate`.
-        """
-        encoded = self.tokenizer.encode_batch(list(prompts))
-        ids = [[self.tokenizer.bos_id, *prompt] for prompt in encoded]
-        answers = self.engine.generate(ids, max_new_tokens, numbers)
-        return ((number, self.tokenizer.decode(ids), len(ids)) for number, ids in answers)
-
-
 def make_plan(
-    configs: tuple[LlamaConfig, ...], combine: Callable, sampling: Sampling, mesh: Mesh | None,
-    slots: int,
+    models: tuple[Llama, ...], combine: Combine, sampling: Sampling, mesh: Mesh | None, slots: int
 ) -> Plan:  # fmt: skip
     """What an `Engine` of these models compiles, for caches of no length yet (`with_room`).
 
     Raises:
       ValueError: as `Engine`.
     """
-    if len(configs) != combine.models:
+    if len(models) != combine.models:
         raise ValueError(
-            f"{type(combine).__name__} takes {combine.models} models, {len(configs)} were given"
+            f"{type(combine).__name__} takes {combine.models} models, {len(models)} were given"
         )
     if slots < 1:
         raise ValueError(f"slots {slots}: expected at least 1")
     tensor = mesh.shape["tensor"] if mesh else 1
-    for config in configs:
-        if config.n_kv_heads % tensor:
+    for model in models:
+        if model.config.n_kv_heads % tensor:
             raise ValueError(
-                f"{config.n_kv_heads} key-value heads cannot be split over tensor:{tensor}; "
+                f"{model.config.n_kv_heads} key-value heads cannot be split over tensor:{tensor}; "
                 "choose a tensor size that divides them"
             )
     slots = _round_up(slots, batch_shards(mesh) if mesh else 1)
     sampling = dataclasses.replace(sampling, seed=0)
-    return Plan(configs, combine, sampling, mesh, slots, length=0)
+    return Plan(models, combine, sampling, mesh, slots, length=0)
 
 
 def with_room(plan: Plan, longest: int) -> Plan:
     """The plan with caches for prompts and answers that together have up to `longest` tokens."""
-    most = min(config.max_length for config in plan.configs)
+    most = min(model.config.max_length for model in plan.models)
     return dataclasses.replace(plan, length=min(_round_up(longest, LENGTH_MULTIPLE), most))
 
 
@@ -241,13 +218,12 @@ def prefill_shape(plan: Plan, prompt_length: int) -> tuple[int, int]:
     return _round_up(width, batch_shards(plan.mesh) if plan.mesh else 1), bucket
 
 
-def _held_params(config: LlamaConfig, params, mesh: Mesh | None):
-    """On their devices, and in the dtypes of the arithmetic."""
-    params = arithmetic_params(config, params)
+def _held_params(model: Llama, params, mesh: Mesh | None):
+    """On their devices, in the compute dtype."""
+    params = cast_params(params, model.execution.dtype)
     if mesh is None:
         return jax.tree.map(jnp.asarray, params)
-    shardings = jax.tree.map(lambda spec: NamedSharding(mesh, spec), param_specs(config))
-    return jax.device_put(params, shardings)
+    return jax.device_put(params, on_mesh(mesh, param_specs(model.config)))
 
 
 def _round_up(number: int, multiple: int) -> int:

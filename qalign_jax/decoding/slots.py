@@ -1,4 +1,4 @@
-"""The device's side of decoding: rows of a fixed batch, filled by prefill, advanced by one loop.
+"""Decoding on the device: rows of a fixed batch, filled by prefill, advanced by one loop.
 
 The two compiled functions take everything that shapes them as a hashable `Plan`, so that engines
 of equal models share programs. Shape letters as in models/llama.py; B counts slots here.
@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 
 from qalign_jax.decoding.sampling import Sampling, choose, row_keys
 from qalign_jax.models.cache import cache_axes, empty_cache, write_prompts
-from qalign_jax.models.llama import Llama, LlamaConfig
+from qalign_jax.models.llama import Llama
 from qalign_jax.parallel.mesh import sharding_of
 
 
@@ -23,7 +23,7 @@ from qalign_jax.parallel.mesh import sharding_of
 class Plan:
     """All that a compiled program depends on; the sampling's seed is left at 0 here."""
 
-    configs: tuple[LlamaConfig, ...]
+    models: tuple[Llama, ...]
     combine: Callable
     sampling: Sampling
     mesh: Mesh | None
@@ -33,11 +33,10 @@ class Plan:
     @property
     def vocab_size(self) -> int:
         """The ids that all models have."""
-        return min(config.vocab_size for config in self.configs)
+        return min(model.config.vocab_size for model in self.models)
 
 
-@struct.dataclass
-class Slots:
+class Slots(struct.PyTreeNode):
     """The state of decoding, donated from call to call.
 
     A row's newest token is not in the caches yet: the next step reads it, at `positions`.
@@ -62,8 +61,8 @@ def _place(plan: Plan, array: jax.Array, axes: tuple[str | None, ...]) -> jax.Ar
 def _place_slots(plan: Plan, slots: Slots) -> Slots:
     """Caches split over batch and heads; the rest on every device, for every host to read."""
     caches = tuple(
-        tuple(_place(plan, whole, cache_axes(config)) for whole in cache)
-        for config, cache in zip(plan.configs, slots.caches)
+        tuple(_place(plan, whole, cache_axes(model.config)) for whole in cache)
+        for model, cache in zip(plan.models, slots.caches, strict=True)
     )
     whole = jax.tree.map(
         lambda array: _place(plan, array, (None,) * array.ndim), slots.replace(caches=())
@@ -73,15 +72,16 @@ def _place_slots(plan: Plan, slots: Slots) -> Slots:
 
 def abstract_slots(plan: Plan) -> Slots:
     """Slots on the plan's mesh as ShapeDtypeStructs with shardings: for compiling ahead."""
-    shapes = jax.eval_shape(lambda: empty_slots(plan))
+    shapes, mesh = jax.eval_shape(lambda: empty_slots(plan)), plan.mesh
+    assert mesh, "slots are compiled ahead of time for a mesh"
 
     def on_mesh(array, axes):
-        sharding = sharding_of(plan.mesh, axes)
+        sharding = sharding_of(mesh, axes)
         return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=sharding)
 
     caches = tuple(
-        tuple(on_mesh(whole, cache_axes(config)) for whole in cache)
-        for config, cache in zip(plan.configs, shapes.caches)
+        tuple(on_mesh(whole, cache_axes(model.config)) for whole in cache)
+        for model, cache in zip(plan.models, shapes.caches, strict=True)
     )
     whole = jax.tree.map(
         lambda array: on_mesh(array, (None,) * array.ndim), shapes.replace(caches=())
@@ -94,7 +94,10 @@ def empty_slots(plan: Plan) -> Slots:
     """All slots idle."""
     row = jnp.zeros(plan.slots, jnp.int32)
     slots = Slots(
-        caches=tuple(empty_cache(config, plan.slots, plan.length) for config in plan.configs),
+        caches=tuple(
+            empty_cache(model.config, model.execution.dtype, plan.slots, plan.length)
+            for model in plan.models
+        ),
         tokens=row,
         positions=row,
         requests=row,
@@ -119,10 +122,10 @@ def fill(
     """
     tokens = _place(plan, tokens, ("batch", None))
     logits, caches = [], []
-    for config, weights, cache in zip(plan.configs, params, slots.caches):
-        last, kv = Llama(config).apply({"params": weights}, tokens, lengths, method="prefill")
+    for model, weights, cache in zip(plan.models, params, slots.caches, strict=True):
+        last, kv = model.apply({"params": weights}, tokens, lengths, method="prefill")
         logits.append(last)
-        caches.append(write_prompts(config, cache, rows, kv))
+        caches.append(write_prompts(model.config, cache, rows, kv))
     none = jnp.zeros_like(lengths)
     chosen = _choose(plan, logits, key, requests, none)
     kept, generated, active = _count(eos_ids, chosen, limits > 0, none, limits)
@@ -145,8 +148,8 @@ def fill(
 
 
 @functools.partial(jax.jit, static_argnames="plan", donate_argnames="slots")
-def advance(plan: Plan, params, key, eos_ids, slots: Slots, enough, max_steps):
-    """Decodes until no more than `enough` rows are active, or `max_steps` tokens have been added.
+def advance(plan: Plan, params, key, eos_ids, slots: Slots, stop_at_active, max_steps):
+    """Decodes until at most `stop_at_active` rows are active, or for `max_steps` tokens.
 
     Returns:
       the slots, and for the host a copy of (active [B], generated [B], outputs [B, S]).
@@ -154,14 +157,14 @@ def advance(plan: Plan, params, key, eos_ids, slots: Slots, enough, max_steps):
 
     def unfinished(carry):
         steps, slots = carry
-        return (steps < max_steps) & (slots.active.sum() > enough)
+        return (steps < max_steps) & (slots.active.sum() > stop_at_active)
 
     def step(carry):
         steps, slots = carry
         return steps + 1, _step(plan, params, key, eos_ids, slots)
 
     _, slots = jax.lax.while_loop(unfinished, step, (jnp.int32(0), slots))
-    slots = _place_slots(plan, slots)  # what the loop returns is placed anew
+    slots = _place_slots(plan, slots)  # a loop's result has no constraint of its own
     return slots, (slots.active, slots.generated, slots.outputs)
 
 
@@ -170,11 +173,11 @@ def _step(plan: Plan, params, key, eos_ids, slots: Slots) -> Slots:
     positions = jnp.where(slots.active, slots.positions, plan.length)
     tokens = _place(plan, slots.tokens, ("batch",))
     logits, caches = [], []
-    for config, weights, cache in zip(plan.configs, params, slots.caches):
-        new, cache = Llama(config).apply(
-            {"params": weights}, tokens, positions, cache, method="decode"
+    for model, weights, cache in zip(plan.models, params, slots.caches, strict=True):
+        new, cache = model.apply(
+            {"params": weights}, tokens[:, None], positions[:, None], cache, method="decode"
         )
-        logits.append(new)
+        logits.append(new[:, 0])
         caches.append(cache)
     chosen = _choose(plan, logits, key, slots.requests, slots.generated)
     kept, generated, active = _count(eos_ids, chosen, slots.active, slots.generated, slots.limits)
@@ -197,7 +200,7 @@ def _choose(plan: Plan, logits, key, requests, counts) -> jax.Array:
 
 
 def _count(eos_ids, chosen, active, generated, limits):
-    """Which rows keep the chosen token, their new counts, and who goes on."""
+    """Which rows keep the chosen token, their new counts, and which stay active."""
     kept = active & ~(chosen[:, None] == eos_ids).any(axis=1)
     generated = generated + kept
     return kept, generated, kept & (generated < limits)

@@ -130,7 +130,7 @@ def sound(text: str, language: str = "en") -> float | None:
     """
     text = _plain(text)
     for marker in reversed(list(_MARKERS.finditer(text))):
-        spoken = language if marker.lastgroup == "any" else marker.lastgroup
+        spoken = language if marker.lastgroup in (None, "any") else marker.lastgroup
         number = _announced(text, marker)
         values = _values(text, number, _convention(text, spoken)) if number else []
         if values:

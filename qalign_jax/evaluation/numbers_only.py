@@ -10,10 +10,10 @@ _NUMBER = re.compile(r"\d+")
 _SIGNS = {"+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.truediv}
 
 
-def numbers_only_accuracy(
+def numbers_only(
     train_examples: Iterable[Mapping[str, str]], test_examples: Iterable[Mapping[str, str]]
-) -> dict[str, float]:
-    """Percentage right, by language, of a reader that sees a question's numbers in order only.
+) -> dict[str, list[bool]]:
+    """Whether a reader that sees a question's numbers only is right, by language.
 
     The reader combines the numbers from left to right. From the training examples it learns, for
     questions with so many numbers, which signs are right how often; of a test question's
@@ -30,14 +30,13 @@ def numbers_only_accuracy(
             right[len(numbers)][signs] += _combine(numbers, signs) == answer
     smallest, largest = min(answers), max(answers)
 
-    hits, totals = collections.Counter(), collections.Counter()
+    correct = collections.defaultdict(list)
     for example in test_examples:
         numbers, answer = _read(example)
         values = (_combine(numbers, signs) for signs, _ in right[len(numbers)].most_common())
         plausible = (v for v in values if smallest <= v <= largest and v == int(v))
-        hits[example["language"]] += next(plausible, None) == answer
-        totals[example["language"]] += 1
-    return {language: round(100 * hits[language] / n, 2) for language, n in totals.items()}
+        correct[example["language"]].append(next(plausible, None) == answer)
+    return dict(correct)
 
 
 def _read(example: Mapping[str, str]) -> tuple[list[int], int]:
@@ -55,7 +54,7 @@ def _all_signs(numbers: int) -> Iterable[tuple[str, ...]]:
 
 def _combine(numbers: list[int], signs: tuple[str, ...]) -> float:
     value = numbers[0]
-    for sign, number in zip(signs, numbers[1:]):
+    for sign, number in zip(signs, numbers[1:], strict=True):
         if sign == "/" and number == 0:
             return float("nan")
         value = _SIGNS[sign](value, number)

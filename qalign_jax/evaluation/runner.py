@@ -12,13 +12,13 @@ from etils import epath
 from jax.experimental import multihost_utils
 
 from qalign_jax.data import prompts
-from qalign_jax.evaluation import scores
+from qalign_jax.evaluation import statistics
 from qalign_jax.evaluation.benchmarks import Benchmark
 from qalign_jax.evaluation.records import AnswerFile
 from qalign_jax.progress import Progress
 
-# (prompts, max_new_tokens) -> (index of the prompt, text, tokens generated), in any order.
-Generator = Callable[[list[str], int], Iterator[tuple[int, str, int]]]
+# (prompts, max_new_tokens) -> (index of the prompt, text, ids generated), in any order.
+Generator = Callable[[list[str], int], Iterator[tuple[int, str, Sequence[int]]]]
 
 
 def evaluate(
@@ -80,7 +80,7 @@ def evaluate(
     if open_problems:
         name = f"{system} on {benchmark.name}"
         answers = generate([texts[index] for index in open_problems], max_new_tokens)
-        _take(answers, open_problems, problems, texts, files, name)
+        _take(benchmark, answers, open_problems, problems, texts, files, name)
     if not write:
         return {}
     return _score(benchmark, files, order)
@@ -98,7 +98,7 @@ def _by_language(benchmark, problems) -> dict[str, list[int]]:
         if key in seen:
             raise ValueError(f"{where}: the id occurs twice; give every problem its own")
         seen.add(key)
-        scores.read_gold(problem["answer"], where)
+        benchmark.protocol.read_gold(problem["answer"], where)
         found[problem["language"]].append(index)
     benchmark.check_languages(list(found))
     return dict(found)
@@ -127,7 +127,7 @@ def _open_problems(files, problems) -> list[int]:
     return [int(index) for index in np.flatnonzero(~done)]
 
 
-def _take(answers, open_problems, problems, texts, files, name) -> None:
+def _take(benchmark, answers, open_problems, problems, texts, files, name) -> None:
     """Writes each answer into its language's file as it comes."""
     needed = {problems[index]["language"] for index in open_problems} & files.keys()
     progress = Progress(name, len(problems), len(problems) - len(open_problems), "answer")
@@ -135,7 +135,7 @@ def _take(answers, open_problems, problems, texts, files, name) -> None:
     try:
         for language in needed:
             files[language].open()
-        for position, output, tokens in answers:
+        for position, output, ids in answers:
             index = open_problems[position]
             problem = problems[index]
             if index not in missing:
@@ -147,10 +147,10 @@ def _take(answers, open_problems, problems, texts, files, name) -> None:
                     "prompt": texts[index],
                     "output": output,
                     "answer": problem["answer"],
-                    "tokens": int(tokens),
+                    "tokens": len(ids),
                 }
-                files[problem["language"]].add(answer | _judged(answer))
-            progress.add(int(tokens))
+                files[problem["language"]].add(answer | _judged(benchmark, answer))
+            progress.add(len(ids))
     finally:
         for language in needed:
             files[language].close()
@@ -166,7 +166,7 @@ def _score(benchmark, files, order) -> dict[str, Any]:
         file = files[language]
         before = {identity: dict(file.answers[identity]) for identity in identities}
         for identity in identities:
-            file.answers[identity] |= _judged(file.answers[identity])
+            file.answers[identity] |= _judged(benchmark, file.answers[identity])
         there = list(file.answers.items())[: len(before)]
         if file.torn or there != list(before.items()):
             file.close(identities)
@@ -175,11 +175,11 @@ def _score(benchmark, files, order) -> dict[str, Any]:
     if unaveraged := sorted(correct.keys() - set(benchmark.averaged)):
         logging.info("%s: %s not in the average", benchmark.name, " ".join(unaveraged))
     return {
-        **scores.accuracies(correct, benchmark.averaged),
-        "sound": scores.accuracies(sound, benchmark.averaged),
+        **statistics.accuracies(correct, benchmark.averaged),
+        "sound": statistics.accuracies(sound, benchmark.averaged),
     }
 
 
-def _judged(answer: Mapping[str, Any]) -> dict[str, Any]:
+def _judged(benchmark: Benchmark, answer: Mapping[str, Any]) -> dict[str, Any]:
     where = f"{answer['language']}, problem {answer['id']}"
-    return scores.judge(answer["output"], answer["answer"], answer["language"], where)
+    return benchmark.protocol.judge(answer["output"], answer["answer"], answer["language"], where)

@@ -3,8 +3,8 @@
 Shape letters as in llama.py.
 """
 
-import dataclasses
 import functools
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -13,20 +13,7 @@ from jax.experimental.pallas.ops.tpu.splash_attention import (
     splash_attention_mask,
 )
 
-
-@dataclasses.dataclass(frozen=True)
-class RopeScaling:
-    """How rotary frequencies are stretched beyond the length of pretraining.
-
-    `kind` is "linear" (positions divided by `factor`) or "llama3" (low frequencies divided by
-    `factor`, high ones kept, a ramp between them; Llama 3.1 model code).
-    """
-
-    kind: str
-    factor: float
-    low_freq_factor: float = 1.0
-    high_freq_factor: float = 4.0
-    original_max_length: int = 8192
+from qalign_jax.models.config import RopeScaling
 
 
 def rope_frequencies(head_size: int, theta: float, scaling: RopeScaling | None) -> jax.Array:
@@ -104,40 +91,41 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Arr
     return jnp.einsum("bkgts,bksh->btkgh", weights, v).reshape(batch, length, heads, head_size)
 
 
-# What splash's tiles and the TPU's lanes want: lengths and head sizes are multiples of this.
+# What splash's tiles and the TPU's lanes need: lengths and head sizes that are multiples of this.
 LANES = 128
 ATTENTION = ("auto", "plain", "splash")
 
 
-def takes_splash(kind: str, platform: str, length: int, head_size: int) -> bool:
-    """Whether packed rows of this length are attended by the splash kernel.
+def packed_kernel(attention: str, platform: str, length: int, head_size: int, dtype: str) -> str:
+    """What attends in packed rows of this length: "plain", "splash" or "cudnn".
 
     Args:
-      kind: one of ATTENTION. "auto" takes splash on a TPU, where the sizes allow it, and cuDNN's
-        kernel on a GPU (`takes_cudnn`).
+      attention: one of ATTENTION. "auto" is splash on a TPU, where the sizes allow it, cuDNN's
+        kernel on a GPU (in 16 bits, with heads up to 128), and plain elsewhere.
 
     Raises:
       ValueError: an unknown kind, or splash asked for on sizes that it cannot tile.
     """
-    if kind not in ATTENTION:
-        raise ValueError(f"attention={kind!r}; it is one of {', '.join(ATTENTION)}")
-    fits = length % LANES == 0 and head_size % LANES == 0
-    if kind == "splash" and not fits:
+    if attention not in ATTENTION:
+        raise ValueError(f"attention={attention!r}; it is one of {', '.join(ATTENTION)}")
+    tiles = length % LANES == 0 and head_size % LANES == 0
+    if attention == "splash" and not tiles:
         raise ValueError(
             f"attention='splash' needs lengths and head sizes that are multiples of {LANES}, not "
             f"{length} and {head_size}; 'auto' falls back to plain"
         )
-    return kind == "splash" or (kind == "auto" and fits and platform == "tpu")
-
-
-def takes_cudnn(kind: str, platform: str, dtype, head_size: int) -> bool:
-    """Whether packed rows are attended by cuDNN: on a GPU, in 16 bits, with heads up to 128."""
-    fits = jnp.dtype(dtype).itemsize == 2 and head_size % 8 == 0 and head_size <= 128
-    return kind == "auto" and platform == "gpu" and fits
+    if attention == "splash" or (attention == "auto" and platform == "tpu" and tiles):
+        return "splash"
+    narrow = jnp.dtype(dtype).itemsize == 2 and head_size % 8 == 0 and head_size <= 128
+    return "cudnn" if attention == "auto" and platform == "gpu" and narrow else "plain"
 
 
 def cudnn_attend(
-    q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array, implementation: str = "cudnn"
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    mask: jax.Array,
+    implementation: Literal["cudnn", "xla"] = "cudnn",
 ) -> jax.Array:
     """What `attend` gives with k and v as [B, S, K, H], without the scores in memory."""
     return jax.nn.dot_product_attention(
@@ -164,7 +152,8 @@ def splash_attend(
     kernel = _splash_kernel(length, heads, window, interpret)
     q, k, v = (a.swapaxes(1, 2) for a in (q, k, v))
     ids = splash_attention_kernel.SegmentIds(q=segment_ids, kv=segment_ids)
-    return jax.vmap(kernel)(q, k, v, ids).swapaxes(1, 2)
+    out: Any = jax.vmap(kernel)(q, k, v, ids)
+    return out.swapaxes(1, 2)
 
 
 @functools.lru_cache
@@ -176,8 +165,9 @@ def _splash_kernel(length: int, heads: int, window: int, interpret: bool):
         mask = splash_attention_mask.CausalMask(shape)
     block = next(size for size in (512, 256, 128) if length % size == 0)
     names = ("q", "kv", "q_dkv", "kv_dkv", "kv_dkv_compute", "q_dq", "kv_dq")
-    sizes = splash_attention_kernel.BlockSizes(**{f"block_{name}": block for name in names})
-    with jax.ensure_compile_time_eval():  # its tables are constants, of no trace
+    blocks: dict[str, Any] = {f"block_{name}": block for name in names}
+    sizes = splash_attention_kernel.BlockSizes(**blocks)
+    with jax.ensure_compile_time_eval():  # its tables are constants outside of any trace
         return splash_attention_kernel.make_splash_mha(
             splash_attention_mask.MultiHeadMask([mask] * heads),
             block_sizes=sizes, head_shards=1, q_seq_shards=1,

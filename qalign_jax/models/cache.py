@@ -1,4 +1,4 @@
-"""The key-value cache of decoding: how it lies in memory, and what is written to it.
+"""The key-value cache of decoding: its layout in memory, and writing to it.
 
 Shape letters as in llama.py; P prompts. `config` is a model's LlamaConfig.
 """
@@ -9,10 +9,10 @@ from jax.experimental.layout import Layout, with_layout_constraint
 
 
 def heads_first(config) -> bool:
-    """Whether a cache's heads stand before its positions: as attention reads it on a TPU.
+    """Whether a cache has its heads before its positions, the order that attention reads on a TPU.
 
     In the other order the TPU compiler copies the whole cache several times a layer: grouped
-    queries want the heads before the positions, one query a head wants them behind.
+    queries need the heads before the positions, one query a head needs them behind.
     """
     return config.n_kv_heads < config.n_heads
 
@@ -29,16 +29,14 @@ def layer_of(config, whole: jax.Array, layer) -> jax.Array:
     return whole[layer] if heads_first(config) else whole[layer].swapaxes(1, 2)
 
 
-def empty_cache(config, batch: int, length: int):
-    """A cache of zeros in the config's dtype: keys and values, each [L, B, K, S, H] in the order
-    of `cache_axes`.
-    """
+def empty_cache(config, dtype: str, batch: int, length: int):
+    """A cache of zeros: keys and values, each [L, B, K, S, H] in the order of `cache_axes`."""
     sizes = dict(
         layers=config.n_layers, batch=batch, kv_heads=config.n_kv_heads, length=length,
         head_size=config.head_size,
     )  # fmt: skip
     shape = tuple(sizes[axis] for axis in cache_axes(config))
-    return tuple(jnp.zeros(shape, jnp.dtype(config.dtype)) for _ in range(2))
+    return tuple(jnp.zeros(shape, jnp.dtype(dtype)) for _ in range(2))
 
 
 def write_cache(config, cache, layer, positions, k, v):
@@ -54,7 +52,7 @@ def write_cache(config, cache, layer, positions, k, v):
         with_layout_constraint(
             whole.at[layer, *place].set(new.astype(whole.dtype), mode="drop"), layout
         )
-        for whole, new in zip(cache, (k, v))
+        for whole, new in zip(cache, (k, v), strict=True)
     )
 
 
@@ -66,5 +64,5 @@ def write_prompts(config, cache, rows, kv):
         place, kv = (*place, slice(None)), tuple(new.swapaxes(2, 3) for new in kv)
     return tuple(
         whole.at[*place, :length].set(new.astype(whole.dtype), mode="drop")
-        for whole, new in zip(cache, kv)
+        for whole, new in zip(cache, kv, strict=True)
     )

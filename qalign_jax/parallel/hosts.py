@@ -5,16 +5,25 @@ import threading
 
 import jax
 from absl import logging
-from jax._src import clusters  # public JAX joins a pod, but does not say beforehand who is who
 
-from qalign_jax.parallel.meetings import HOST, JOIN_TIMEOUT_S, Chair, Member, MissingProcess
+# The one private module: public JAX joins a pod, but does not tell beforehand which process this
+# is, of how many (tests/parallel/test_hosts.py notices when it changes).
+from jax._src import clusters
 
-# Longer than any host's own work between two meetings, the building of data sets above all.
-TIMEOUT_S = 3600
-# For those that are left to end together; JAX would wait minutes for the missing ones too.
-FAREWELL_S = 5
+from qalign_jax.parallel.barrier import (
+    HOST,
+    JOIN_TIMEOUT_S,
+    Coordinator,
+    MissingProcess,
+    Worker,
+)
 
-_meetings = None
+# Longer than any host's own work between two barriers, the building of data sets above all.
+BARRIER_TIMEOUT_S = 3600
+# For the processes that are left to end together; JAX would wait minutes for the missing ones.
+EXIT_GRACE_S = 5
+
+_barrier: Coordinator | Worker | None = None
 
 
 def initialize(
@@ -35,9 +44,9 @@ def initialize(
 
     Raises:
       ValueError: numbers that do not fit, an address that is none, a port that is taken.
-      MissingProcess: not all came.
+      MissingProcess: not all joined.
     """
-    global _meetings
+    global _barrier
     pod = None
     if coordinator:
         if not 0 <= process < processes:
@@ -56,12 +65,12 @@ def initialize(
     logging.info("%s: joining %s", name, coordinator or "its TPU pod")
     coordinator = coordinator or _coordinator(pod, timeout_s)
     host, _, port = coordinator.rpartition(":")
-    first = f"start of {processes}"  # those who expect another number are at another meeting
+    first = f"start of {processes}"  # processes that expect another number wait at another barrier
     if process == 0:
-        _meetings = Chair(int(port), processes, timeout_s, first)
+        _barrier = Coordinator(int(port), processes, timeout_s, first)
     else:
-        _meetings = Member((host.strip("[]"), int(port)), process, timeout_s, first)
-    if jax.config.jax_platforms == "cpu":
+        _barrier = Worker((host.strip("[]"), int(port)), process, timeout_s, first)
+    if jax.config.jax_platforms == "cpu":  # pyright: ignore[reportAttributeAccessIssue]
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
     jax.distributed.initialize(coordinator, processes, process)
     here, everywhere = jax.local_device_count(), jax.device_count()
@@ -71,24 +80,24 @@ def initialize(
         logging.set_verbosity(logging.WARNING)
 
 
-def wait_for_all(meeting: str) -> None:
-    """Returns when every process is at the meeting of this name.
+def barrier(name: str) -> None:
+    """Returns when every process has reached the barrier of this name.
 
     Raises:
-      MissingProcess: not all came within TIMEOUT_S, or one has ended.
+      MissingProcess: not all did within BARRIER_TIMEOUT_S, or one has ended.
     """
     if jax.process_count() > 1:
-        assert _meetings, "the processes were not joined by hosts.initialize"
-        _meetings.meet(meeting, TIMEOUT_S)
+        assert _barrier, "the processes were not joined by hosts.initialize"
+        _barrier.wait(name, BARRIER_TIMEOUT_S)
 
 
-def leave_soon(status: int) -> None:
-    """Ends this process in some seconds if it has not ended by then.
+def exit_after_grace(status: int) -> None:
+    """Ends this process in EXIT_GRACE_S if it has not ended by then.
 
-    JAX's own farewell waits minutes for processes that will not come.
+    JAX's own shutdown waits minutes for the processes that are missing.
     """
-    # process 0 is the last: JAX aborts the others as soon as its coordinator is gone
-    seconds = FAREWELL_S if isinstance(_meetings, Member) else FAREWELL_S + 2
+    # process 0 is the last: JAX aborts the others as soon as its coordination service ends
+    seconds = EXIT_GRACE_S if isinstance(_barrier, Worker) else EXIT_GRACE_S + 2
     timer = threading.Timer(seconds, os._exit, [status])
     timer.daemon = True
     timer.start()

@@ -25,7 +25,7 @@ BATCH = ("data", "fsdp", "fsdp_inner")
 RULES: dict[str, tuple[str, ...]] = {
     "batch": BATCH,
     "length": (),
-    "own_length": ("tensor",),  # of activations between the products that tensor splits
+    "seq_shard": ("tensor",),  # length of activations between the products that tensor splits
     "layers": (),
     "embed": FSDP,
     "norm": (),
@@ -51,7 +51,7 @@ def make_mesh(spec: str, devices=None) -> Mesh:
       ValueError: an unknown axis, a bad size, or sizes that do not fit the number of devices.
     """
     devices = list(jax.devices() if devices is None else devices)
-    sizes = dict.fromkeys(AXES, 1)
+    sizes: dict[str, int] = dict.fromkeys(AXES, 1)
     if spec == "single":
         spec, devices = "", devices[:1]
     expected = "expected something like 'data:1,fsdp:-1,tensor:2'"
@@ -119,6 +119,15 @@ def sharding_of(mesh: Mesh, axes: tuple[str | None, ...]) -> NamedSharding:
     return NamedSharding(mesh, spec_of(axes))
 
 
+def on_mesh(mesh: Mesh, specs):
+    """A tree of PartitionSpecs as NamedShardings."""
+    return jax.tree.map(
+        lambda spec: NamedSharding(mesh, spec),
+        specs,
+        is_leaf=lambda x: isinstance(x, PartitionSpec),
+    )
+
+
 def batch_shards(mesh: Mesh) -> int:
     """In how many parts the rows of a batch are split."""
     return math.prod(mesh.shape[axis] for axis in BATCH)
@@ -177,9 +186,9 @@ class Parallelism:
                     weight = lax.all_gather(weight, name, axis=dim, tiled=True)
         return weight
 
-    def own_length(self, x: jax.Array) -> jax.Array:
+    def seq_shard(self, x: jax.Array) -> jax.Array:
         """This tensor shard's part of whole rows, [B, T, ...] to [B, T / tensor, ...]."""
-        part = self.local(x.shape[1], "own_length")
+        part = self.local(x.shape[1], "seq_shard")
         if part == x.shape[1]:
             return x
         return lax.dynamic_slice_in_dim(x, self.tensor_index() * part, part, axis=1)

@@ -1,13 +1,14 @@
 """The README.md of a model that goes to the Hugging Face Hub: how it was made, what it scores."""
 
-import json
 from typing import Any
 
 import jinja2
 from etils import epath
 
+from qalign_jax import files
+from qalign_jax.checkpoints.record import read_record
 from qalign_jax.data import prompts
-from qalign_jax.models.llama import LlamaConfig
+from qalign_jax.models.config import LlamaConfig
 from qalign_jax.reporting import tables
 
 
@@ -44,17 +45,15 @@ def text(
 def _stages(stage_dir: epath.Path) -> list[dict[str, Any]]:
     """What shaped the weights, first to last."""
     stages = []
-    while (stage_dir / "stage.json").exists():
-        record = json.loads((stage_dir / "stage.json").read_text())
-        settings, made_from = record.get("matters", {}), record["made_from"]
-        done = stage_dir / "done.json"
-        done = json.loads(done.read_text()) if done.exists() else {}
+    while record := read_record(stage_dir):
+        settings, sources = record.settings, record.sources
+        done = _json(stage_dir / "done.json")
         stages.insert(
             0,
             {
                 "name": stage_dir.name,
-                "init": settings.get("init") or made_from.get("source", ""),
-                "adapter": made_from.get("adapter", ""),
+                "init": settings.get("init") or sources.get("source", ""),
+                "adapter": sources.get("adapter", ""),
                 "data": [
                     source["name"] + (f" {source['part']}" if source.get("part") else "")
                     for source in settings.get("data", {}).values()
@@ -71,20 +70,14 @@ def _stages(stage_dir: epath.Path) -> list[dict[str, Any]]:
 
 def _scores(stage_dir: epath.Path) -> list[dict[str, Any]]:
     """One table a benchmark of the systems that are this model alone."""
-    file = stage_dir.parent / "config.json"
-    if not file.exists():
-        return []
-    recipe = json.loads(file.read_text())
-    found = []
+    recipe, found = _json(stage_dir.parent / "config.json"), []
     for evaluation in recipe.get("stages", ()):
-        results = stage_dir.parent / evaluation / "results.json"
-        if recipe[evaluation]["kind"] != "evaluate" or not results.exists():
-            continue
+        scored = recipe[evaluation].get("systems", {})
+        results = _json(stage_dir.parent / evaluation / "results.json").get("systems", {})
         systems = {
             name: result
-            for name, result in json.loads(results.read_text())["systems"].items()
-            if recipe[evaluation]["systems"].get(name, {}).get("model") == stage_dir.name
-            and not recipe[evaluation]["systems"][name]["expert"]
+            for name, result in results.items()
+            if scored.get(name, {}).get("model") == stage_dir.name and not scored[name]["expert"]
         }
         for table in tables.tables(systems):
             languages = [column for column in table.columns if len(column) == 2]
@@ -93,3 +86,8 @@ def _scores(stage_dir: epath.Path) -> list[dict[str, Any]]:
                  "languages": languages}
             )  # fmt: skip
     return found
+
+
+def _json(file: epath.Path) -> dict[str, Any]:
+    """The object in a file, empty where there is no file."""
+    return files.read_json(file, "delete it and run its stage again") if file.exists() else {}

@@ -7,7 +7,7 @@ from typing import Any
 import jinja2
 from etils import epath
 
-from qalign_jax.evaluation import records
+from qalign_jax import files
 from qalign_jax.reporting import tables
 
 
@@ -39,14 +39,14 @@ def write(workdir: str | os.PathLike) -> epath.Path:
         lstrip_blocks=True,
     )
     page = environment.get_template("page.html.jinja").render(
-        title=(config or {}).get("title") or workdir.name,
+        title=(config or {}).get("name") or workdir.name,
         evaluated=evaluated,
         trained=trained,
         notes=_notes(config),
         config=json.dumps(config, indent=2, ensure_ascii=False) if config else "",
     )
     path = workdir / "report.html"
-    records.write_text(path, page)
+    files.write_text(path, page)
     return path
 
 
@@ -79,13 +79,7 @@ def _training(path: epath.Path) -> dict[str, Any] | None:
         return None
     # A run that was killed may have repeated steps and a torn last line.
     steps: dict[int, dict[str, Any]] = {}
-    for number, line, ended in records.read_lines(path):
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            if not ended:
-                break
-            raise ValueError(f"{path}:{number}: not JSON ({error.msg}); delete the line") from error
+    for _, row in files.read_json_lines(path, "delete the line", torn=True):
         if isinstance(row, dict) and "loss" in row and "step" in row:
             steps[row["step"]] = row
     if not steps:
@@ -108,11 +102,4 @@ def _notes(config: Any) -> list[str]:
 
 
 def _json(path: epath.Path) -> Any:
-    if not path.exists():
-        return None
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(
-            f"{path}: not JSON ({error}); delete it and run its stage again"
-        ) from error
+    return files.read_json(path, "delete it and run its stage again") if path.exists() else None

@@ -1,7 +1,6 @@
 """The training loop: dispatches a step, then reads the metrics of the one before."""
 
 import concurrent.futures
-import json
 import math
 import signal
 import time
@@ -13,13 +12,17 @@ from etils import epath
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
+from qalign_jax import files
+from qalign_jax.checkpoints.state import Checkpoints
 from qalign_jax.data.batches import Batches
-from qalign_jax.models.llama import LlamaConfig
+from qalign_jax.models.config import LlamaConfig
+from qalign_jax.models.flops import flops_per_token
+from qalign_jax.parallel.chips import peak_tflops
 from qalign_jax.parallel.mesh import sharding_of
 from qalign_jax.progress import Progress
-from qalign_jax.training.checkpoints import Checkpoints
-from qalign_jax.training.metrics import MetricWriter, peak_flops
+from qalign_jax.training.metrics import MetricWriter
 from qalign_jax.training.optimizer import Schedule
+from qalign_jax.training.profile import Profile, Tracer
 from qalign_jax.training.step import BATCH_KEYS, TrainState
 
 
@@ -38,6 +41,7 @@ def train(
     checkpoints: Checkpoints,
     stage_dir,
     name: str,
+    profile: Profile | None = None,
 ) -> TrainState:
     """Trains from `state.step` to `schedule.steps`, saving on the way and at the end.
 
@@ -47,41 +51,48 @@ def train(
     Raises:
       FloatingPointError: the loss or the gradient is not finite; the step and the ids of the
         batch's examples are in nan.json of the stage's folder.
-      Preempted: SIGTERM or SIGINT arrived and the state is saved.
+      Preempted: SIGTERM or SIGINT arrived and the state is saved, in the last step too.
     """
     stage_dir = epath.Path(stage_dir)
     first = int(state.step)
     writer = MetricWriter(stage_dir, first)
     progress = Progress(name, schedule.steps, first)
     meter = _Meter(config, batches)
+    tracer = Tracer(profile, stage_dir / "tensorboard")
     stop = _StopSignal()
     with concurrent.futures.ThreadPoolExecutor(1) as loader, stop:
-        upcoming = loader.submit(_load, batches, first, mesh) if first < schedule.steps else None
+        upcoming = loader.submit(_load, batches, first, mesh)
         pending = None
         try:
             for step in range(first, schedule.steps):
-                ids, batch = upcoming.result()
-                state, metrics = step_function(state, batch, np.float32(schedule(step)))
-                if step + 1 < schedule.steps:
+                last = step + 1 == schedule.steps
+                tracer.before(step + 1)
+                with jax.profiler.StepTraceAnnotation("train", step_num=step + 1):
+                    with jax.profiler.TraceAnnotation("wait_for_batch"):
+                        ids, batch = upcoming.result()
+                    state, metrics = step_function(state, batch, np.float32(schedule(step)))
+                tracer.after(step + 1, metrics)
+                if not last:
                     upcoming = loader.submit(_load, batches, step + 1, mesh)
                 row = {"step": step + 1, "learning_rate": schedule(step)}
                 done, pending = pending, (row, metrics, ids)
-                saves = (step + 1) % checkpoints.every == 0 and step + 1 < schedule.steps
                 stops = stop.reached(step)
                 if done:
                     _record(done, meter, writer, progress, stage_dir, batches)
-                if saves or stops:  # nothing is saved before its own loss is known to be finite
+                if stops or last or (step + 1) % checkpoints.every == 0:
+                    # nothing is saved before its own loss is known to be finite
                     _record(pending, meter, writer, progress, stage_dir, batches)
                     pending = None
-                    checkpoints.save(step + 1, state)
-                if stops and step + 1 < schedule.steps:
+                    parts = state.parts()
+                    if last:
+                        del parts["optimizer"]
+                    checkpoints.save(step + 1, parts, final=last)
+                if stops or (last and stop.asked):
                     checkpoints.wait()
                     logging.warning("%s: stopped; step %d is saved", name, step + 1)
                     raise Preempted(128 + stop.signal)
-            if pending:
-                _record(pending, meter, writer, progress, stage_dir, batches)
-            checkpoints.save(schedule.steps, state, final=True)
         finally:
+            tracer.close()
             progress.close()
             writer.close()
     return state
@@ -111,8 +122,9 @@ class _Meter:
     """Speed between two records, in real (not padding) tokens a second."""
 
     def __init__(self, config: LlamaConfig, batches: Batches):
-        self._flops = config.flops_per_token(batches.packed.length)
-        self._peak = peak_flops()
+        self._flops = flops_per_token(config, batches.packed.length)
+        peak = peak_tflops(jax.devices()[0].device_kind)
+        self._peak = peak and peak * 1e12 * jax.device_count()
         self._last = None
 
     def measure(self, real_tokens: int) -> dict:
@@ -132,7 +144,7 @@ def _record(pending, meter, writer, progress, stage_dir, batches) -> None:
         report = {"step": row["step"], "loss": str(loss), "grad_norm": str(norm)}
         report |= {"rows": [int(i) for i in ids], "examples": examples}
         if jax.process_index() == 0:
-            file.write_text(json.dumps(report, ensure_ascii=False) + "\n")
+            files.write_json(file, report)
         raise FloatingPointError(
             f"step {row['step']}: the loss is {loss}, the gradient's norm {norm}; the ids of its "
             f"batch are in {file}. Checkpoints from before are whole"
@@ -151,11 +163,11 @@ class _StopSignal:
     In a cluster JAX's own preemption notice decides, so that all hosts stop at one step.
     """
 
-    signal = signal.SIGTERM
+    def __init__(self):
+        self.asked, self.signal = False, signal.SIGTERM
+        self._previous = {}
 
     def __enter__(self):
-        self._asked = False
-        self._previous = {}
         if jax.process_count() == 1:
             for number in (signal.SIGTERM, signal.SIGINT):
                 self._previous[number] = signal.signal(number, self._ask)
@@ -166,12 +178,13 @@ class _StopSignal:
             signal.signal(number, handler)
 
     def _ask(self, number, frame):
-        if self._asked:
+        if self.asked:
             raise KeyboardInterrupt
-        self._asked, self.signal = True, number
+        self.asked, self.signal = True, number
         logging.warning("stopping after this step (again to stop at once)")
 
     def reached(self, step: int) -> bool:
+        """Whether to stop after `step`; in a cluster every process must ask once a step."""
         if jax.process_count() == 1:
-            return self._asked
+            return self.asked
         return multihost_utils.reached_preemption_sync_point(step)

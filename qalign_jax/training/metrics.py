@@ -6,28 +6,7 @@ import jax
 import tensorboardX
 from etils import epath
 
-# Peak bf16 TFLOP/s of one device, by a part of its name in jax.Device.device_kind; MFU is left out
-# for what is not here.
-PEAK_TFLOPS = {
-    "TPU v4": 275,
-    "TPU v5 lite": 197,
-    "TPU v5e": 197,
-    "TPU v5": 459,
-    "TPU v6": 918,
-    "TPU7x": 1153,
-    "H100": 989,
-    "H200": 989,
-    "A100": 312,
-}
-
-
-def peak_flops() -> float | None:
-    """FLOP/s of all devices together, None where the device is not in the table."""
-    kind = jax.devices()[0].device_kind
-    for name, tflops in PEAK_TFLOPS.items():
-        if name in kind:
-            return tflops * 1e12 * jax.device_count()
-    return None
+from qalign_jax import files
 
 
 class MetricWriter:
@@ -47,7 +26,7 @@ class MetricWriter:
         self._board = tensorboardX.SummaryWriter(
             str(stage_dir / "tensorboard"), purge_step=first_step or None, write_to_disk=True
         )
-        self._flush()
+        self._rewrite()
 
     def write(self, row: dict) -> None:
         """Adds a row with `step`; None values are left out of TensorBoard."""
@@ -57,30 +36,22 @@ class MetricWriter:
         for name, value in row.items():
             if name != "step" and value is not None:
                 self._board.add_scalar(name, value, row["step"])
-        # a local file is appended to; object stores know only whole files
-        if str(self._path).startswith("gs://"):
-            if len(self._rows) % 100 == 0:
-                self._flush()
-        else:
+        if not files.is_remote(self._path):
             with open(self._path, "a", encoding="utf-8") as file:
                 file.write(self._rows[-1] + "\n")
+        elif len(self._rows) % 100 == 0:  # object stores cannot append
+            self._rewrite()
 
     def close(self) -> None:
         if self._writes:
-            self._flush()
+            self._rewrite()
             self._board.close()
 
-    def _flush(self) -> None:
-        self._path.write_text("".join(row + "\n" for row in self._rows))
+    def _rewrite(self) -> None:
+        files.write_text(self._path, "".join(row + "\n" for row in self._rows))
 
 
-def _rows_before(path, first_step: int) -> list[str]:
-    kept = []
-    for line in path.read_text().split("\n") if path.exists() else []:
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError:
-            continue
-        if row["step"] <= first_step:
-            kept.append(line)
-    return kept
+def _rows_before(path: epath.Path, first_step: int) -> list[str]:
+    """The rows up to a step; a line that a killed process left cut off is none of them."""
+    rows = files.read_json_lines(path, "delete the line", torn=True) if path.exists() else ()
+    return [json.dumps(row) for _, row in rows if row["step"] <= first_step]

@@ -5,6 +5,8 @@ weights are gathered over fsdp one layer at a time and their gradients scattered
 """
 
 import functools
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -13,17 +15,13 @@ from flax import struct
 from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from qalign_jax.models.llama import (
-    Llama,
-    LlamaConfig,
-    abstract_params,
-    arithmetic_params,
-    init_params,
-    param_specs,
-)
-from qalign_jax.parallel.mesh import AXES, BATCH, Parallelism, batch_shards, sharding_of
+from qalign_jax.models.config import LlamaConfig
+from qalign_jax.models.llama import Llama
+from qalign_jax.models.params import cast_params, init_params, param_specs
+from qalign_jax.parallel.mesh import AXES, BATCH, Parallelism, batch_shards, on_mesh, sharding_of
 from qalign_jax.training.optimizer import OptimizerConfig, make_optimizer
 
+Function = TypeVar("Function", bound=Callable)
 BATCH_KEYS = ("tokens", "positions", "segment_ids", "targets", "loss_weights")
 
 
@@ -35,9 +33,17 @@ class TrainState:
     params: dict
     moments: optax.OptState
 
+    def parts(self) -> dict:
+        """The state as checkpoints hold it; of a finished stage only `params` are kept."""
+        return {"params": self.params, "optimizer": {"step": self.step, "moments": self.moments}}
 
-def state_shardings(config: LlamaConfig, optimizer: OptimizerConfig, mesh: Mesh) -> TrainState:
-    """The NamedSharding of every part of the state; moments lie where their parameters do."""
+    @classmethod
+    def from_parts(cls, parts: dict) -> "TrainState":
+        return cls(params=parts["params"], **parts["optimizer"])
+
+
+def state_shardings(config: LlamaConfig, optimizer: OptimizerConfig, mesh: Mesh) -> Any:
+    """A TrainState of NamedShardings; moments are sharded as their parameters."""
     specs = param_specs(config)
     shapes = jax.eval_shape(lambda: _fresh_state(config, optimizer, jax.random.key(0)))
     moments = optax.tree_utils.tree_map_params(
@@ -47,7 +53,8 @@ def state_shardings(config: LlamaConfig, optimizer: OptimizerConfig, mesh: Mesh)
         specs,
         transform_non_params=lambda _: PartitionSpec(),
     )
-    return _on_mesh(mesh, TrainState(step=PartitionSpec(), params=specs, moments=moments))
+    step: Any = PartitionSpec()
+    return on_mesh(mesh, TrainState(step=step, params=specs, moments=moments))
 
 
 def abstract_state(config: LlamaConfig, optimizer: OptimizerConfig, mesh: Mesh) -> TrainState:
@@ -57,16 +64,6 @@ def abstract_state(config: LlamaConfig, optimizer: OptimizerConfig, mesh: Mesh) 
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
         shapes,
         state_shardings(config, optimizer, mesh),
-    )
-
-
-def abstract_params_on(config: LlamaConfig, mesh: Mesh, dtype=jnp.float32):
-    """The parameters as ShapeDtypeStructs with shardings."""
-    return jax.tree.map(
-        lambda leaf, axes: jax.ShapeDtypeStruct(
-            leaf.shape, dtype, sharding=sharding_of(mesh, axes)
-        ),
-        *abstract_params(config),
     )
 
 
@@ -81,22 +78,6 @@ def abstract_batch(mesh: Mesh, rows: int, length: int) -> dict[str, jax.ShapeDty
     }
 
 
-def random_params(config: LlamaConfig, mesh: Mesh, seed: int):
-    """Random f32 parameters, made where they will lie; the same on every mesh."""
-    shardings = _on_mesh(mesh, param_specs(config))
-    return jax.jit(init_params, static_argnums=0, out_shardings=shardings)(
-        config, jax.random.key(seed)
-    )
-
-
-def _on_mesh(mesh: Mesh, specs):
-    return jax.tree.map(
-        lambda spec: NamedSharding(mesh, spec),
-        specs,
-        is_leaf=lambda x: isinstance(x, PartitionSpec),
-    )
-
-
 def init_state(config: LlamaConfig, optimizer: OptimizerConfig, mesh: Mesh, params) -> TrainState:
     """A state at step 0 that takes over `params`, sharded over the mesh already."""
     shardings = state_shardings(config, optimizer, mesh)
@@ -109,8 +90,13 @@ def _fresh_state(config, optimizer, key):
     return TrainState(jnp.int32(0), params, make_optimizer(optimizer).init(params))
 
 
-@functools.lru_cache
-def loss_and_gradients(config: LlamaConfig, mesh: Mesh, micro_batches: int = 1):
+def _cached(function: Function) -> Function:
+    """functools.cache with the type of the function: linen modules are hashable, untold."""
+    return functools.cache(function)  # pyright: ignore[reportReturnType]
+
+
+@_cached
+def loss_and_gradients(model: Llama, mesh: Mesh, micro_batches: int = 1):
     """A function (params, batch) -> (loss, gradients, trained tokens), for use under jit.
 
     The loss is the mean cross entropy in nats over the batch's trained tokens, all devices and
@@ -121,12 +107,13 @@ def loss_and_gradients(config: LlamaConfig, mesh: Mesh, micro_batches: int = 1):
     Raises:
       ValueError: the mesh does not divide the model.
     """
-    model = Llama(config, Parallelism.manual(mesh))
+    config = model.config
+    local = model.clone(parallel=Parallelism.manual(mesh))
     specs = param_specs(config)
-    _check_divides(config, model.parallel)
+    _check_divides(config, local.parallel)
 
     def local_loss(params, rows):
-        nll = model.apply(
+        nll = local.apply(
             {"params": params},
             *(rows[key] for key in ("tokens", "positions", "segment_ids", "targets")),
             method="loss",
@@ -135,9 +122,9 @@ def loss_and_gradients(config: LlamaConfig, mesh: Mesh, micro_batches: int = 1):
 
     def body(params, batch):
         if micro_batches == 1:
-            # by the weights as the arithmetic reads them: their gradients then are as narrow,
-            # while all of them are in memory at once
-            weights = arithmetic_params(config, params)
+            # with respect to the weights in the compute dtype: their gradients then are as
+            # narrow, while all of them are in memory at once
+            weights = cast_params(params, model.execution.dtype)
             total, gradients = jax.value_and_grad(local_loss)(weights, batch)
         else:
 
@@ -182,16 +169,14 @@ def _sum_over(x, axes):
     return lax.psum(x, axes) if axes else x
 
 
-@functools.lru_cache
-def make_train_step(
-    config: LlamaConfig, optimizer: OptimizerConfig, mesh: Mesh, micro_batches: int = 1
-):
+@_cached
+def make_train_step(model: Llama, optimizer: OptimizerConfig, mesh: Mesh, micro_batches: int = 1):
     """A jitted (state, batch, learning rate) -> (state, metrics); the old state is donated.
 
     Metrics: `loss` (nats a trained token), `grad_norm` (before clipping), `trained_tokens`, and
     `tokens`, all that are not padding.
     """
-    gradient_function = loss_and_gradients(config, mesh, micro_batches)
+    gradient_function = loss_and_gradients(model, mesh, micro_batches)
     transform = make_optimizer(optimizer)
 
     def train_step(state, batch, learning_rate):
@@ -206,7 +191,7 @@ def make_train_step(
         }
         return TrainState(state.step + 1, params, moments), metrics
 
-    shardings = state_shardings(config, optimizer, mesh)
+    shardings = state_shardings(model.config, optimizer, mesh)
     rows = sharding_of(mesh, ("batch", "length"))
     scalar = NamedSharding(mesh, PartitionSpec())
     return jax.jit(

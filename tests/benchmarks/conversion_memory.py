@@ -18,10 +18,10 @@ import tempfile
 import jax.numpy as jnp
 import numpy as np
 
+from qalign_jax.checkpoints import hf_config, hf_weights
+from qalign_jax.checkpoints.safetensors import write_files
 from qalign_jax.data.tokenizer import load_tokenizer, train_sentencepiece
-from qalign_jax.models import hf
-from qalign_jax.models.llama import LlamaConfig
-from qalign_jax.models.tensor_files import write_files
+from qalign_jax.models.config import LlamaConfig
 
 LARGE = LlamaConfig(32_000, 2048, 8, 16, 16, 5632, 128)
 TINY = LlamaConfig(512, 64, 2, 4, 4, 128, 16)
@@ -33,14 +33,14 @@ def write_checkpoint(folder: pathlib.Path, config: LlamaConfig) -> None:
     train_sentencepiece(texts, 300, folder / "tokenizer.model")
     tokenizer = load_tokenizer(folder)
     dtype = np.dtype(jnp.bfloat16)
-    shapes = hf.tensor_shapes(config)
+    shapes = hf_weights.tensor_shapes(config)
     random = np.random.default_rng(0)
     values = (
         (name, random.standard_normal(shape, np.float32).astype(dtype))
         for name, shape in shapes.items()
     )
     write_files(folder, values, shapes, dtype, 10**9)
-    text = json.dumps(hf.config_json(config, dtype, tokenizer, "paper"))
+    text = json.dumps(hf_config.config_json(config, dtype, tokenizer, "paper"))
     (folder / "config.json").write_text(text)
 
 
@@ -58,7 +58,7 @@ def peak(*arguments: str) -> int:
 
 
 def main() -> None:
-    largest = max(map(math.prod, hf.tensor_shapes(LARGE).values()))
+    largest = max(map(math.prod, hf_weights.tensor_shapes(LARGE).values()))
     conversions = {  # name: source, target, dtype, bytes a parameter on the device
         "in, bf16": ("hub", "ours", "bfloat16", 2),
         "in, bf16 -> f32": ("hub", "wide", "float32", 4),

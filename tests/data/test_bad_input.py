@@ -12,8 +12,8 @@ GOOD = '{"instruction": "a", "response": "b"}\n'
 BAD = {
     "a missing path": ("jsonl", {}, {"path": "nowhere.jsonl"}, r"nowhere\.jsonl does not exist"),
     "no path": ("jsonl", {}, {"path": ""}, "without a path"),
-    "malformed JSON": ("jsonl", {"d": GOOD + '{"instruction": \n'}, {}, r"d:2: malformed JSON"),
-    "a malformed list": ("metamath", {"d": '[{"query": "a",\n}]'}, {}, r"d:2: malformed JSON"),
+    "malformed JSON": ("jsonl", {"d": GOOD + '{"instruction": \n'}, {}, r"d:2: not JSON"),
+    "a malformed list": ("metamath", {"d": '[{"query": "a",\n}]'}, {}, r"d:2: not JSON"),
     "no object": ("jsonl", {"d": GOOD + '"text"\n'}, {}, "d:2: expected a JSON object"),
     "Latin 1": ("jsonl", {"d": GOOD.encode() + b'{"a": "\xe4"}'}, {}, r"d:2: not UTF-8.*iconv"),
     "a missing key": ("jsonl", {"d": '{"question": "a"}\n'}, {}, r"d:1: no key.*'question'"),

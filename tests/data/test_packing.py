@@ -46,7 +46,7 @@ def expected_document(tokenizer, instruction, response, template="short", length
     together = tokenizer.encode(prompt + response)
     ids = [tokenizer.bos_id, *together, tokenizer.eos_id][:length]
     first = 1  # the first trained token
-    for a, b in zip(together, tokenizer.encode(prompt)):
+    for a, b in zip(together, tokenizer.encode(prompt), strict=False):
         if a != b:
             break
         first += 1
@@ -88,8 +88,8 @@ def test_the_paper_s_prompt_is_masked_and_the_response_and_eos_are_trained(tmp_p
     assert tokenizer.eos_id not in tokens
     assert targets[-1] == tokenizer.eos_id and trained[-1] == 1
     assert tokenizer.decode(tokens) == prompt + "The answer is 7."
-    learned = [target for target, weight in zip(targets, trained) if weight]
-    masked = [target for target, weight in zip(targets, trained) if not weight]
+    learned = [target for target, weight in zip(targets, trained, strict=True) if weight]
+    masked = [target for target, weight in zip(targets, trained, strict=True) if not weight]
     assert tokenizer.decode(masked) == prompt
     assert tokenizer.decode([*masked, *learned]) == prompt + "The answer is 7."
     assert sum(trained) == len(trained) - len(masked)

@@ -27,7 +27,7 @@ def leave(tokenizer, folder):
 
 
 def assert_same(tokenizer, theirs, texts):
-    for text, ids in zip(texts, tokenizer.encode_batch(texts)):
+    for text, ids in zip(texts, tokenizer.encode_batch(texts), strict=True):
         assert theirs.encode(text, add_special_tokens=False) == ids, text
         assert theirs.decode(ids, skip_special_tokens=True) == tokenizer.decode(ids)
     assert theirs(texts[0]).input_ids[0] == tokenizer.bos_id == theirs.bos_token_id
@@ -97,7 +97,7 @@ def test_llama3s_tokenizer_json_splits_mgsm_the_same_here(real_data, tmp_path):
     assert (tokenizer.vocab_size, tokenizer.bos_id, tokenizer.eos_id) == (128002, 128000, 128001)
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
     texts = questions(real_data)
-    for text, ids in zip(texts, tokenizer.encode_batch(texts)):
+    for text, ids in zip(texts, tokenizer.encode_batch(texts), strict=True):
         assert theirs.encode(text, add_special_tokens=False) == ids
 
 

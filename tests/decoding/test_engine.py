@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from qalign_jax.decoding.engine import Engine, TextGenerator
+from qalign_jax.decoding.engine import Engine
 from qalign_jax.decoding.sampling import Sampling
 from qalign_jax.decoding.slots import advance, empty_slots
-from qalign_jax.models.llama import LlamaConfig, init_params
+from qalign_jax.models.config import Execution, LlamaConfig
+from qalign_jax.models.llama import Llama
+from qalign_jax.models.params import init_params
 from qalign_jax.parallel.mesh import make_mesh
 from tests.reference import to_transformers
 
@@ -25,8 +27,8 @@ TINY = LlamaConfig(
     head_size=12,
     max_length=160,
     init_scale=0.3,
-    dtype="float32",
 )
+F32 = Execution(dtype="float32")
 VARIANTS = {
     "multi-head": TINY,
     "grouped-query": dataclasses.replace(TINY, n_kv_heads=2),
@@ -49,7 +51,7 @@ def prompts_of(lengths, vocab_size=TINY.vocab_size):
 
 
 def decode(config=TINY, prompts=None, new=NEW, eos_ids=(NEVER,), **options):
-    engine = Engine([(config, params_of(config))], eos_ids=eos_ids, **options)
+    engine = Engine([(Llama(config, F32), params_of(config))], eos_ids=eos_ids, **options)
     prompts = prompts_of(LENGTHS) if prompts is None else prompts
     answers = list(engine.generate(prompts, new))
     assert sorted(number for number, _ in answers) == list(range(len(prompts)))
@@ -120,7 +122,7 @@ def test_a_row_that_finishes_gives_way_while_others_go_on():
     lengths = [len(answer) for answer in reference("multi-head", eos)]
     short, full = lengths.index(min(lengths)), lengths.index(NEW)
     prompts = prompts_of(LENGTHS)
-    engine = Engine([(TINY, params_of(TINY))], eos_ids=(eos,), slots=3)
+    engine = Engine([(Llama(TINY, F32), params_of(TINY))], eos_ids=(eos,), slots=3)
     # the one-token prompt is the last to get a slot
     answers = list(engine.generate([prompts[i] for i in (full, full, short, 0)], NEW))
     assert answers[0] == (2, reference("multi-head", eos)[short])
@@ -130,7 +132,7 @@ def test_a_row_that_finishes_gives_way_while_others_go_on():
 def test_a_mesh_changes_no_answer():
     config = VARIANTS["grouped-query"]
     mesh = make_mesh("fsdp:4,tensor:2")
-    engine = Engine([(config, params_of(config))], eos_ids=(NEVER,), mesh=mesh, slots=6)
+    engine = Engine([(Llama(config, F32), params_of(config))], eos_ids=(NEVER,), mesh=mesh, slots=6)
     kept = [1, 4, 5, 8, 9]  # one bucket is enough here
     state, _ = advance(*_waiting(engine), 0, 2)
     assert state.caches[0][0].shape[1] == 8  # rounded up to the batch shards
@@ -148,7 +150,7 @@ def _waiting(engine):
 
 
 def test_the_state_is_donated():
-    arguments = _waiting(Engine([(TINY, params_of(TINY))], eos_ids=(NEVER,), slots=3))
+    arguments = _waiting(Engine([(Llama(TINY, F32), params_of(TINY))], eos_ids=(NEVER,), slots=3))
     advance(*arguments, 0, 2)
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(arguments[-1].caches))
 
@@ -157,7 +159,11 @@ def test_engines_of_equal_models_share_programs():
     decode(slots=3)
     before = advance._cache_size()
     params = params_of(TINY, seed=1)
-    list(Engine([(TINY, params)], eos_ids=(NEVER,), slots=3).generate(prompts_of(LENGTHS), NEW))
+    list(
+        Engine([(Llama(TINY, F32), params)], eos_ids=(NEVER,), slots=3).generate(
+            prompts_of(LENGTHS), NEW
+        )
+    )
     assert advance._cache_size() == before
 
 
@@ -180,7 +186,9 @@ def test_samples_depend_on_the_seed_and_the_request_alone():
 
 def test_a_part_decoded_later_samples_the_same():
     answers = decode(slots=3, sampling=SAMPLING)
-    engine = Engine([(TINY, params_of(TINY))], eos_ids=(NEVER,), sampling=SAMPLING, slots=3)
+    engine = Engine(
+        [(Llama(TINY, F32), params_of(TINY))], eos_ids=(NEVER,), sampling=SAMPLING, slots=3
+    )
     later = engine.generate(prompts_of(LENGTHS)[4:], NEW, range(4, len(LENGTHS)))
     assert [ids for _, ids in sorted(later)] == answers[4:]
 
@@ -206,38 +214,17 @@ def test_no_prompts_give_no_answers():
     ],
 )
 def test_bad_requests_are_refused_at_the_call(prompts, new, message):
-    engine = Engine([(TINY, params_of(TINY))], eos_ids=(NEVER,))
+    engine = Engine([(Llama(TINY, F32), params_of(TINY))], eos_ids=(NEVER,))
     with pytest.raises(ValueError, match=message):
         engine.generate(prompts, new)
 
 
 def test_bad_engines_are_refused():
-    model = (TINY, params_of(TINY))
+    model = (Llama(TINY, F32), params_of(TINY))
     with pytest.raises(ValueError, match="takes 1 models, 2 were given"):
         Engine([model, model], eos_ids=(0,))
     with pytest.raises(ValueError, match="slots 0"):
         Engine([model], eos_ids=(0,), slots=0)
     odd = dataclasses.replace(TINY, n_kv_heads=1)
     with pytest.raises(ValueError, match="1 key-value heads"):
-        Engine([(odd, params_of(odd))], eos_ids=(0,), mesh=make_mesh("fsdp:4,tensor:2"))
-
-
-class Letters:
-    """A tokenizer of the small letters."""
-
-    bos_id, eos_id, vocab_size = 0, 1, 28
-
-    def encode_batch(self, texts):
-        return [[ord(letter) - ord("a") + 2 for letter in text] for text in texts]
-
-    def decode(self, ids):
-        return "".join(chr(id - 2 + ord("a")) for id in ids)
-
-
-def test_text_goes_in_after_bos_and_comes_out():
-    config = dataclasses.replace(TINY, vocab_size=28)
-    params = params_of(config)
-    engine = Engine([(config, params)], eos_ids=(1, 0))
-    answers = sorted(TextGenerator(engine, Letters())(["abc", "z"], 6))
-    ids = sorted(engine.generate([[0, 2, 3, 4], [0, 27]], 6))
-    assert answers == [(i, Letters().decode(answer), len(answer)) for i, answer in ids]
+        Engine([(Llama(odd, F32), params_of(odd))], eos_ids=(0,), mesh=make_mesh("fsdp:4,tensor:2"))

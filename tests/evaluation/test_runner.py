@@ -35,7 +35,7 @@ class Answering:
                 raise KeyboardInterrupt
             number = int(prompt.split("{")[1].split("}")[0])
             sign = "-" if "de?" in prompt and number % 2 == 0 else ""
-            yield index, f"Text\u2028more. The answer is {sign}{number}.", 7
+            yield index, f"Text\u2028more. The answer is {sign}{number}.", [5] * 7
 
 
 def run(directory, generate, problems=None, settings=SETTINGS, **more):

@@ -9,10 +9,9 @@ from jax._src.cudnn import fused_attention_stablehlo as cudnn
 from qalign_jax.models.attention import (
     attend,
     cudnn_attend,
+    packed_kernel,
     packed_mask,
     splash_attend,
-    takes_cudnn,
-    takes_splash,
 )
 
 LENGTH, HEAD = 256, 128
@@ -50,20 +49,32 @@ def test_outputs_and_gradients_equal_the_plain_ones(heads, kv_heads, window):
         np.testing.assert_allclose(found, expected, atol=1e-5 * np.abs(expected).max())
 
 
-def test_splash_is_taken_on_tpus_where_the_sizes_allow_it():
-    assert takes_splash("auto", "tpu", 512, 128)
-    assert not takes_splash("auto", "tpu", 500, 128)
-    assert not takes_splash("auto", "tpu", 512, 64)
-    assert not takes_splash("auto", "cpu", 512, 128)
-    assert takes_splash("splash", "cpu", 512, 128)
-    assert not takes_splash("plain", "tpu", 512, 128)
+@pytest.mark.parametrize(
+    ("kernel", "attention", "platform", "length", "head_size", "dtype"),
+    [
+        ("splash", "auto", "tpu", 512, 128, "bfloat16"),
+        ("plain", "auto", "tpu", 500, 128, "bfloat16"),
+        ("plain", "auto", "tpu", 512, 64, "bfloat16"),
+        ("plain", "auto", "cpu", 512, 128, "bfloat16"),
+        ("splash", "splash", "cpu", 512, 128, "bfloat16"),
+        ("plain", "plain", "tpu", 512, 128, "bfloat16"),
+        ("cudnn", "auto", "gpu", 512, 128, "bfloat16"),
+        ("plain", "auto", "gpu", 512, 128, "float32"),
+        ("plain", "auto", "gpu", 512, 256, "bfloat16"),
+        ("plain", "plain", "gpu", 512, 128, "bfloat16"),
+    ],
+)
+def test_the_kernel_is_what_device_and_sizes_allow(
+    kernel, attention, platform, length, head_size, dtype
+):
+    assert packed_kernel(attention, platform, length, head_size, dtype) == kernel
 
 
 def test_sizes_that_splash_cannot_tile_are_refused():
     with pytest.raises(ValueError, match="multiples of 128, not 500 and 64"):
-        takes_splash("splash", "tpu", 500, 64)
+        packed_kernel("splash", "tpu", 500, 64, "bfloat16")
     with pytest.raises(ValueError, match="one of auto, plain, splash"):
-        takes_splash("flash", "tpu", 512, 128)
+        packed_kernel("flash", "tpu", 512, 128, "bfloat16")
 
 
 @pytest.mark.parametrize(("heads", "kv_heads", "window"), [(2, 2, 0), (4, 2, 20)])
@@ -87,11 +98,3 @@ def test_on_gpus_cudnn_is_called_forwards_and_backwards(monkeypatch):
     text = traced.lower(lowering_platforms=("cuda",)).as_text()
     assert "__cudnn$fmhaScaleBiasSoftmax(" in text
     assert "__cudnn$fmhaScaleBiasSoftmaxBackward(" in text
-
-
-def test_cudnn_is_taken_on_gpus_in_sixteen_bits():
-    assert takes_cudnn("auto", "gpu", "bfloat16", 128)
-    assert not takes_cudnn("auto", "gpu", "float32", 128)
-    assert not takes_cudnn("auto", "gpu", "bfloat16", 256)
-    assert not takes_cudnn("auto", "tpu", "bfloat16", 128)
-    assert not takes_cudnn("plain", "gpu", "bfloat16", 128)

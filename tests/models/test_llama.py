@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 import torch
 
-from qalign_jax.models.attention import RopeScaling
 from qalign_jax.models.cache import empty_cache, write_prompts
-from qalign_jax.models.llama import Llama, init_params
+from qalign_jax.models.config import RopeScaling
+from qalign_jax.models.llama import Llama
+from qalign_jax.models.params import init_params
 from qalign_jax.models.presets import PRESETS, preset
 from tests.reference import to_transformers
 
-SMALL = preset("tiny", vocab_size=300, init_scale=0.1)
+SMALL, F32 = preset("tiny", vocab_size=300, init_scale=0.1)
 VARIANTS = {
     "multi_head": dataclasses.replace(SMALL, n_kv_heads=4),
     "grouped_query": SMALL,
@@ -48,8 +49,8 @@ def reference_logits(model, tokens):
         return model(input_ids=torch.from_numpy(tokens[None].astype(np.int64))).logits[0].numpy()
 
 
-def ours(config, params, tokens, positions, segment_ids):
-    logits = Llama(config).apply(
+def ours(config, params, tokens, positions, segment_ids, execution=F32):
+    logits = Llama(config, execution).apply(
         {"params": params}, tokens, positions, segment_ids, method="logits"
     )
     return np.asarray(logits)
@@ -86,17 +87,36 @@ def test_prefill_and_decode_steps_continue_as_the_whole_row_does(variant, rows):
     config, params, _ = variant
     index = np.broadcast_to(np.arange(24), rows.shape)
     whole = ours(config, params, rows, index, np.ones_like(rows))
-    apply = jax.jit(Llama(config).apply, static_argnames="method")
+    apply = jax.jit(Llama(config, F32).apply, static_argnames="method")
     lengths = np.array([8, 5])
     logits, kv = apply({"params": params}, rows[:, :8], lengths, method="prefill")
     np.testing.assert_allclose(logits, whole[[0, 1], lengths - 1], atol=1e-5)
-    cache = empty_cache(config, 2, 24)
+    cache = empty_cache(config, "float32", 2, 24)
     cache = write_prompts(config, cache, np.arange(2), kv)
     for _ in range(10):
         tokens = rows[[0, 1], lengths]
-        logits, cache = apply({"params": params}, tokens, lengths, cache, method="decode")
-        np.testing.assert_allclose(logits, whole[[0, 1], lengths], atol=1e-5)
+        logits, cache = apply(
+            {"params": params}, tokens[:, None], lengths[:, None], cache, method="decode"
+        )
+        np.testing.assert_allclose(logits[:, 0], whole[[0, 1], lengths], atol=1e-5)
         lengths = lengths + 1
+
+
+def test_several_tokens_decoded_at_once_have_the_logits_of_the_whole_row(variant, rows):
+    config, params, _ = variant
+    index = np.broadcast_to(np.arange(24), rows.shape)
+    whole = ours(config, params, rows, index, np.ones_like(rows))
+    apply = jax.jit(Llama(config, F32).apply, static_argnames="method")
+    lengths = np.array([8, 5])
+    _, kv = apply({"params": params}, rows[:, :8], lengths, method="prefill")
+    cache = write_prompts(config, empty_cache(config, "float32", 2, 24), np.arange(2), kv)
+    for _ in range(3):
+        positions = lengths[:, None] + np.arange(4)
+        tokens = np.take_along_axis(rows, positions, axis=1)
+        logits, cache = apply({"params": params}, tokens, positions, cache, method="decode")
+        expected = np.take_along_axis(whole, positions[:, :, None], axis=1)
+        np.testing.assert_allclose(logits, expected, atol=1e-5)
+        lengths = lengths + 4
 
 
 def test_loss_is_the_cross_entropy_of_the_logits(variant, rows):
@@ -104,7 +124,7 @@ def test_loss_is_the_cross_entropy_of_the_logits(variant, rows):
     index = np.broadcast_to(np.arange(24), rows.shape)
     targets = np.roll(rows, -1, axis=1)
     inputs = (rows, index, np.ones_like(rows))
-    loss = Llama(config).apply({"params": params}, *inputs, targets, method="loss")
+    loss = Llama(config, F32).apply({"params": params}, *inputs, targets, method="loss")
     logits = torch.from_numpy(np.array(ours(config, params, *inputs))[..., :300])
     expected = torch.nn.functional.cross_entropy(
         logits.flatten(0, 1), torch.from_numpy(targets.astype(np.int64)).flatten(), reduction="none"
@@ -114,21 +134,22 @@ def test_loss_is_the_cross_entropy_of_the_logits(variant, rows):
 
 @pytest.mark.parametrize("remat", ["none", "full", "qkvo", "qkvo_mlp"])
 def test_every_remat_policy_gives_the_same_gradient(remat, rows):
-    config = dataclasses.replace(SMALL, remat=remat)
-    params = init_params(config, jax.random.key(7))
+    params = init_params(SMALL, jax.random.key(7))
     index = np.broadcast_to(np.arange(24), rows.shape)
     inputs = (rows, index, np.ones_like(rows), np.roll(rows, -1, axis=1))
 
-    def gradient(config):
+    def gradient(remat):
+        model = Llama(SMALL, dataclasses.replace(F32, remat=remat))
+
         def loss(params):
-            return Llama(config).apply({"params": params}, *inputs, method="loss").mean()
+            return model.apply({"params": params}, *inputs, method="loss").mean()
 
         return jax.jit(jax.grad(loss))(params)
 
-    expected = gradient(dataclasses.replace(SMALL, remat="none"))
+    expected = gradient("none")
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7),
-        gradient(config),
+        gradient(remat),
         expected,
     )
 
@@ -146,7 +167,7 @@ def test_padded_vocabulary_is_never_predicted(rows):
      ("mistral_7b", 7.242)],
 )  # fmt: skip
 def test_presets_have_the_published_number_of_parameters(name, billions):
-    assert round(PRESETS[name].num_parameters / 1e9, 3) == billions
+    assert round(PRESETS[name].config.num_parameters / 1e9, 3) == billions
 
 
 def test_num_parameters_counts_what_is_there_but_padding():
@@ -160,11 +181,11 @@ def test_an_unknown_preset_lists_the_known_ones():
         preset("llama2_8b")
 
 
-def test_bf16_arithmetic_stays_near_f32(rows):
+def test_bf16_products_stay_near_f32(rows):
     params = init_params(SMALL, jax.random.key(7))
     index = np.broadcast_to(np.arange(24), rows.shape)
     exact = ours(SMALL, params, rows, index, np.ones_like(rows))[..., :300]
-    config = dataclasses.replace(SMALL, dtype="bfloat16")
-    rounded = ours(config, params, rows, index, np.ones_like(rows))[..., :300]
+    bf16 = dataclasses.replace(F32, dtype="bfloat16")
+    rounded = ours(SMALL, params, rows, index, np.ones_like(rows), bf16)[..., :300]
     assert rounded.dtype == jnp.float32
     assert np.abs(rounded - exact).max() < 0.05 * np.abs(exact).max()

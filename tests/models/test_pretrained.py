@@ -1,7 +1,7 @@
 """A real pretrained LLaMA continues its reference text, through a Hugging Face directory."""
 
+from qalign_jax.checkpoints.model import load_model
 from qalign_jax.decoding.engine import Engine
-from qalign_jax.training.checkpoints import load_model
 from tests.pretrained import read_pieces, write_pretrained
 
 
@@ -10,7 +10,7 @@ def test_the_260k_model_continues_its_reference_text_for_200_tokens(real_data, t
     write_pretrained(folder, tmp_path)
     model = load_model(tmp_path, dtype="float32")
     # the reference stops nowhere: an id that is never produced ends the answer
-    engine = Engine([(model.config, model.params)], eos_ids=(0,), slots=1)
+    engine = Engine([(model.module, model.params)], eos_ids=(0,), slots=1)
     ((_, tokens),) = engine.generate([[1]], 200)
     assert len(tokens) == 200
 

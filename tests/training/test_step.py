@@ -10,16 +10,18 @@ import pytest
 import torch
 import transformers
 
-from qalign_jax.models.llama import REMAT_POLICIES, init_params
+from qalign_jax.models.config import REMAT_POLICIES, Execution
+from qalign_jax.models.llama import Llama
+from qalign_jax.models.params import init_params, random_params
 from qalign_jax.models.presets import preset
 from qalign_jax.parallel.mesh import make_mesh
 from qalign_jax.training.optimizer import OptimizerConfig, Schedule
-from qalign_jax.training.step import init_state, loss_and_gradients, make_train_step, random_params
+from qalign_jax.training.step import init_state, loss_and_gradients, make_train_step
 from tests.reference import to_transformers
 
-CONFIG = preset(
-    "tiny", vocab_size=300, n_heads=8, n_kv_heads=8, head_size=8, init_scale=0.1, remat="none"
-)
+CONFIG, _ = preset("tiny", vocab_size=300, n_heads=8, n_kv_heads=8, head_size=8, init_scale=0.1)
+PLAIN = Execution(dtype="float32", remat="none", attention="plain")
+MODEL = Llama(CONFIG, PLAIN)
 
 
 def mesh_of(spec):
@@ -52,11 +54,11 @@ def batch():
 @pytest.fixture(scope="module")
 def on_one_device(batch):
     params = init_params(CONFIG, jax.random.key(0))
-    return params, compute(CONFIG, params, batch, "one")
+    return params, compute(MODEL, params, batch, "one")
 
 
-def compute(config, params, batch, spec, micro_batches=1):
-    function = jax.jit(loss_and_gradients(config, mesh_of(spec), micro_batches))
+def compute(model, params, batch, spec, micro_batches=1):
+    function = jax.jit(loss_and_gradients(model, mesh_of(spec), micro_batches))
     return jax.tree.map(np.asarray, function(params, batch))
 
 
@@ -73,16 +75,15 @@ def assert_near(found, expected, relative):
 )
 def test_loss_and_every_gradient_on_eight_devices_equal_those_on_one(spec, batch, on_one_device):
     params, expected = on_one_device
-    assert_near(compute(CONFIG, params, batch, spec), expected, 1e-5)
+    assert_near(compute(MODEL, params, batch, spec), expected, 1e-5)
 
 
 @pytest.fixture(scope="module")
 def wide():
     """A model and a batch that splash can tile, and what one device makes of them plainly."""
-    config = preset(
-        "tiny", vocab_size=300, d_model=64, n_heads=4, n_kv_heads=2, head_size=128, init_scale=0.05,
-        remat="none", attention="plain",
-    )  # fmt: skip
+    config, _ = preset(
+        "tiny", vocab_size=300, d_model=64, n_heads=4, n_kv_heads=2, head_size=128, init_scale=0.05
+    )
     rng = np.random.default_rng(0)
     tokens = rng.integers(0, 300, (4, 128)).astype(np.int32)
     segments = np.repeat([[1, 2, 0]], [60, 58, 10], axis=1).repeat(4, axis=0).astype(np.int32)
@@ -95,45 +96,45 @@ def wide():
         "loss_weights": ((rng.random((4, 128)) < 0.5) & (segments > 0)).astype(np.float32),
     }
     params = init_params(config, jax.random.key(0))
-    return config, params, batch, compute(config, params, batch, "one")
+    return config, params, batch, compute(Llama(config, PLAIN), params, batch, "one")
 
 
 @pytest.mark.parametrize("remat", REMAT_POLICIES)
 @pytest.mark.parametrize("attention", ["plain", "splash"])
 def test_every_remat_policy_and_attention_on_a_mesh_equals_the_plain_step(remat, attention, wide):
     config, params, batch, expected = wide
-    config = dataclasses.replace(config, remat=remat, attention=attention)
-    assert_near(compute(config, params, batch, "fsdp:2x2,tensor:2"), expected, 1e-5)
+    model = Llama(config, dataclasses.replace(PLAIN, remat=remat, attention=attention))
+    assert_near(compute(model, params, batch, "fsdp:2x2,tensor:2"), expected, 1e-5)
 
 
 @pytest.mark.parametrize("attention", ["plain", "splash"])
 def test_in_bfloat16_they_stay_within_a_hundredth_of_the_plain_step(attention, wide):
     config, params, batch, _ = wide
-    config = dataclasses.replace(config, dtype="bfloat16")
-    expected = compute(config, params, batch, "one")
-    config = dataclasses.replace(config, attention=attention)
-    loss, gradients, _ = compute(config, params, batch, "fsdp:2x2,tensor:2")
+    bf16 = dataclasses.replace(PLAIN, dtype="bfloat16")
+    expected = compute(Llama(config, bf16), params, batch, "one")
+    model = Llama(config, dataclasses.replace(bf16, attention=attention))
+    loss, gradients, _ = compute(model, params, batch, "fsdp:2x2,tensor:2")
     assert abs(loss - expected[0]) < 1e-2 * expected[0]
     norm = optax.global_norm(jax.tree.map(np.subtract, gradients, expected[1]))
     assert norm < 1e-2 * optax.global_norm(expected[1])
 
 
 def test_a_tied_head_has_the_gradient_of_both_its_uses_when_sharded(batch):
-    config = dataclasses.replace(CONFIG, tied=True)
-    params = init_params(config, jax.random.key(0))
-    expected = compute(config, params, batch, "one")
-    assert_near(compute(config, params, batch, "fsdp:2,tensor:4"), expected, 1e-5)
+    model = Llama(dataclasses.replace(CONFIG, tied=True), PLAIN)
+    params = init_params(model.config, jax.random.key(0))
+    expected = compute(model, params, batch, "one")
+    assert_near(compute(model, params, batch, "fsdp:2,tensor:4"), expected, 1e-5)
 
 
 def test_accumulated_micro_batches_weigh_by_trained_tokens(batch, on_one_device):
     params, expected = on_one_device
-    assert_near(compute(CONFIG, params, batch, "fsdp:4,tensor:2", 4), expected, 1e-5)
+    assert_near(compute(MODEL, params, batch, "fsdp:4,tensor:2", 4), expected, 1e-5)
 
 
 def test_a_batch_without_trained_tokens_gives_zeros_not_nan(batch, on_one_device):
     params, _ = on_one_device
     empty = batch | {"loss_weights": np.zeros_like(batch["loss_weights"])}
-    loss, gradients, trained = compute(CONFIG, params, empty, "one")
+    loss, gradients, trained = compute(MODEL, params, empty, "one")
     assert loss == 0 and trained == 0
     assert all((leaf == 0).all() for leaf in jax.tree.leaves(gradients))
 
@@ -150,13 +151,13 @@ def test_a_packed_batch_has_the_loss_and_gradient_of_its_documents_alone(batch, 
                 alone[key].append(document)
     unpacked = {key: np.stack(rows) for key, rows in alone.items()}
     unpacked["segment_ids"] = (unpacked["segment_ids"] > 0).astype(np.int32)
-    assert_near(compute(CONFIG, params, unpacked, "one"), packed, 1e-5)
+    assert_near(compute(MODEL, params, unpacked, "one"), packed, 1e-5)
 
 
 def test_a_mesh_that_does_not_divide_the_model_is_refused():
     config = dataclasses.replace(CONFIG, n_kv_heads=4)
     with pytest.raises(ValueError, match="kv_heads"):
-        loss_and_gradients(config, make_mesh("tensor:8"))
+        loss_and_gradients(Llama(config, PLAIN), make_mesh("tensor:8"))
 
 
 def test_random_parameters_are_the_same_on_every_mesh():
@@ -185,7 +186,7 @@ def test_three_steps_equal_those_of_torch_adamw(batch):
     schedule = Schedule(lr=1e-3, steps=20, warmup=0.03)
     optimizer_config = OptimizerConfig(clip=0.5)
     state = init_state(CONFIG, optimizer_config, mesh, params)
-    step_function = make_train_step(CONFIG, optimizer_config, mesh)
+    step_function = make_train_step(MODEL, optimizer_config, mesh)
 
     # the reference knows no segments: one document a row
     rows = {

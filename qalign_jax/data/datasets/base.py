@@ -10,7 +10,7 @@ import tensorflow_datasets as tfds
 from absl import logging
 from etils import epath
 
-from qalign_jax.data.datasets import files
+from qalign_jax.data.datasets import inputs
 
 TRAINING_KEYS = ("id", "instruction", "response", "language")
 BENCHMARK_KEYS = ("id", "language", "question", "answer")
@@ -62,16 +62,16 @@ class ExamplesBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
             name="unnamed", path=path, languages=languages, split=split, options=dict(options)
         )
         config.paths = cls.find_files(config)
-        shaped_by = {
+        settings = {
             "version": str(cls.VERSION),
             "languages": languages,
             "split": split,
             "options": config.options,
             "files": [
-                [repr(key), file.name, files.sha256(file)] for key, file in config.paths.items()
+                [repr(key), file.name, inputs.sha256(file)] for key, file in config.paths.items()
             ],
         }
-        text = json.dumps(shaped_by, sort_keys=True, default=str)
+        text = json.dumps(settings, sort_keys=True, default=str)
         config.name = hashlib.sha256(text.encode()).hexdigest()[:16]
         return config
 

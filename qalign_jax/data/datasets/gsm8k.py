@@ -2,7 +2,7 @@
 
 import re
 
-from qalign_jax.data.datasets import base, files
+from qalign_jax.data.datasets import base, inputs
 
 _ANNOTATION = re.compile(r"<<[^<>\n]*>>")
 _FINAL = re.compile(r"\n?#### *([^\n]+?)\s*$")
@@ -23,17 +23,17 @@ class GSM8K(base.ExamplesBuilder):
         style = config.options["answer_style"]
         if style not in ("metamath", "gsm8k"):
             raise ValueError(f"answer_style={style!r} must be 'metamath' or 'gsm8k'")
-        found = files.existing(config.path, "give GSM8K's folder or one of its .jsonl files")
+        found = inputs.existing(config.path, "give GSM8K's folder or one of its .jsonl files")
         if found.is_dir():
-            found = files.existing(str(found / f"{config.split or 'train'}.jsonl"))
+            found = inputs.existing(str(found / f"{config.split or 'train'}.jsonl"))
         return {"": found}
 
     @classmethod
     def read(cls, config):
-        for number, where, row in files.read_objects(config.paths[""]):
-            question = files.text_field(row, ("question",), where)
-            answer = files.text_field(row, ("answer",), where)
-            response = _ANNOTATION.sub("", files.filled(answer, "answer", where))
+        for number, where, row in inputs.read_objects(config.paths[""]):
+            question = inputs.text_field(row, ("question",), where)
+            answer = inputs.text_field(row, ("answer",), where)
+            response = _ANNOTATION.sub("", inputs.filled(answer, "answer", where))
             if config.options["answer_style"] == "metamath":
                 response, found = _FINAL.subn(r"\nThe answer is: \1", response)
                 if not found:
@@ -43,7 +43,7 @@ class GSM8K(base.ExamplesBuilder):
                     )
             yield {
                 "id": number,
-                "instruction": files.filled(question, "question", where),
+                "instruction": inputs.filled(question, "question", where),
                 "response": response.lstrip("\n"),
                 "language": "en",
             }

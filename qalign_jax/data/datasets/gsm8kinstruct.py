@@ -3,7 +3,7 @@
 import re
 
 from qalign_jax.data import prompts
-from qalign_jax.data.datasets import base, files
+from qalign_jax.data.datasets import base, inputs
 
 # The published rows hold the whole prompt, which names the language of the question's answer.
 _WRAPPED = re.compile(r"### Instruction:\n(.*)\n\n### Response:", re.DOTALL)
@@ -22,17 +22,17 @@ class GSM8KInstruct(base.ExamplesBuilder):
 
     @classmethod
     def find_files(cls, config):
-        found = files.existing(config.path, "give GSM8KInstruct's JSON file")
+        found = inputs.existing(config.path, "give GSM8KInstruct's JSON file")
         if found.is_dir():
             raise ValueError(f"{found} is a folder; give the path of the JSON file inside it")
         return {"": found}
 
     @classmethod
     def read(cls, config):
-        for number, where, row in files.read_objects(config.paths[""]):
-            text = files.text_field(row, ("prompt", "query", "question", "instruction"), where)
-            response = files.text_field(row, ("chosen", "response", "answer", "output"), where)
-            language = files.text_field(row, ("language", "lang"), where, "")
+        for number, where, row in inputs.read_objects(config.paths[""]):
+            text = inputs.text_field(row, ("prompt", "query", "question", "instruction"), where)
+            response = inputs.text_field(row, ("chosen", "response", "answer", "output"), where)
+            language = inputs.text_field(row, ("language", "lang"), where, "")
             language = _CODES.get(language, language)
             if wrapped := _WRAPPED.search(text):
                 named = _NAMED.search(text, 0, wrapped.start())
@@ -48,7 +48,7 @@ class GSM8KInstruct(base.ExamplesBuilder):
                     continue
             yield {
                 "id": number,
-                "instruction": files.filled(text, "question", where),
-                "response": files.filled(response, "response", where),
+                "instruction": inputs.filled(text, "question", where),
+                "response": inputs.filled(response, "response", where),
                 "language": language,
             }

@@ -1,6 +1,6 @@
 """Anyone's own training data: JSON Lines {"instruction", "response"}, optional id and language."""
 
-from qalign_jax.data.datasets import base, files
+from qalign_jax.data.datasets import base, inputs
 
 
 class JSONLines(base.ExamplesBuilder):
@@ -11,18 +11,18 @@ class JSONLines(base.ExamplesBuilder):
 
     @classmethod
     def find_files(cls, config):
-        return {"": files.existing(config.path, "jsonl takes a file with one JSON object a line")}
+        return {"": inputs.existing(config.path, "jsonl takes a file with one JSON object a line")}
 
     @classmethod
     def read(cls, config):
-        for number, where, row in files.read_objects(config.paths[""]):
-            language = files.text_field(row, ("language",), where, config.options["language"])
+        for number, where, row in inputs.read_objects(config.paths[""]):
+            language = inputs.text_field(row, ("language",), where, config.options["language"])
             if config.languages and language not in config.languages:
                 continue
-            response = files.text_field(row, ("response",), where)
+            response = inputs.text_field(row, ("response",), where)
             yield {
-                "id": files.text_field(row, ("id",), where, number),
-                "instruction": files.text_field(row, ("instruction",), where),
-                "response": files.filled(response, "response", where),
+                "id": inputs.text_field(row, ("id",), where, number),
+                "instruction": inputs.text_field(row, ("instruction",), where),
+                "response": inputs.filled(response, "response", where),
                 "language": language,
             }

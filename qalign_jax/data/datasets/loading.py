@@ -83,7 +83,7 @@ class Source:
 class Examples(Sequence):
     """Random access to a data set's examples as dicts of str; `name` is its fingerprint."""
 
-    def __init__(self, data: Sequence, indices: range, name: str):
+    def __init__(self, data: Any, indices: range, name: str):
         self._data, self._indices, self.name = data, indices, name
 
     def __len__(self) -> int:
@@ -116,7 +116,8 @@ def load_examples(source: Mapping[str, Any] | Source, data_dir: str | os.PathLik
         source = Source.parse(source)
     config = source.configure()
     folder = _built(source, config, epath.Path(data_dir))
-    data = _tfds().builder_from_directory(folder).as_data_source(split="train")
+    builder: Any = _tfds().builder_from_directory(folder)
+    data = builder.as_data_source(split="train")
     indices = range(len(data))[source.slice]
     if not indices:
         raise ValueError(

@@ -1,6 +1,6 @@
 """MetaMathQA (arXiv 2309.12284): one JSON list of {query, response, type, original_question}."""
 
-from qalign_jax.data.datasets import base, files
+from qalign_jax.data.datasets import base, inputs
 
 
 class MetaMath(base.ExamplesBuilder):
@@ -11,19 +11,19 @@ class MetaMath(base.ExamplesBuilder):
     @classmethod
     def find_files(cls, config):
         remedy = "download MetaMathQA-395K.json and give its path"
-        found = files.existing(config.path, remedy)
+        found = inputs.existing(config.path, remedy)
         if found.is_dir():
-            found = files.existing(str(found / "MetaMathQA-395K.json"), remedy)
+            found = inputs.existing(str(found / "MetaMathQA-395K.json"), remedy)
         return {"": found}
 
     @classmethod
     def read(cls, config):
-        for number, where, row in files.read_objects(config.paths[""]):
-            query = files.text_field(row, ("query",), where)
-            response = files.text_field(row, ("response",), where)
+        for number, where, row in inputs.read_objects(config.paths[""]):
+            query = inputs.text_field(row, ("query",), where)
+            response = inputs.text_field(row, ("response",), where)
             yield {
                 "id": number,
-                "instruction": files.filled(query, "query", where),
-                "response": files.filled(response, "response", where),
+                "instruction": inputs.filled(query, "query", where),
+                "response": inputs.filled(response, "response", where),
                 "language": "en",
             }

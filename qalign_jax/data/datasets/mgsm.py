@@ -1,7 +1,7 @@
 """mGSM (arXiv 2210.03057): 250 GSM8K test questions, parallel in eleven languages."""
 
 from qalign_jax.data import prompts
-from qalign_jax.data.datasets import base, files
+from qalign_jax.data.datasets import base, inputs
 
 
 class MGSM(base.ExamplesBuilder):
@@ -15,7 +15,7 @@ class MGSM(base.ExamplesBuilder):
 
     @classmethod
     def find_files(cls, config):
-        folder = files.existing(config.path, "give the folder that holds mgsm_de.tsv and so on")
+        folder = inputs.existing(config.path, "give the folder that holds mgsm_de.tsv and so on")
         found = {}
         for code in config.languages or prompts.LANGUAGES:
             names = (f"mgsm_{code}.tsv", f"mgsm_{prompts.LANGUAGES[code]}.json")
@@ -39,13 +39,13 @@ class MGSM(base.ExamplesBuilder):
                 yield {
                     "id": number,
                     "language": language,
-                    "question": files.filled(question, "question", where),
-                    "answer": files.filled(answer, "answer", where),
+                    "question": inputs.filled(question, "question", where),
+                    "answer": inputs.filled(answer, "answer", where),
                 }
 
 
 def _tsv(path):
-    for number, line in enumerate(files.read_lines(path), 1):
+    for number, line in enumerate(inputs.read_lines(path), 1):
         where = f"{path}:{number}"
         if line.count("\t") != 1:
             raise ValueError(
@@ -57,6 +57,6 @@ def _tsv(path):
 
 
 def _json(path):
-    for number, where, row in files.read_objects(path):
-        question = files.text_field(row, ("query",), where)
-        yield number, where, question, files.text_field(row, ("response",), where)
+    for number, where, row in inputs.read_objects(path):
+        question = inputs.text_field(row, ("query",), where)
+        yield number, where, question, inputs.text_field(row, ("response",), where)

@@ -1,7 +1,7 @@
 """mSVAMP (arXiv 2310.20246): 1,000 SVAMP questions, parallel in ten languages."""
 
 from qalign_jax.data import prompts
-from qalign_jax.data.datasets import base, files
+from qalign_jax.data.datasets import base, inputs
 
 
 class MSVAMP(base.ExamplesBuilder):
@@ -15,7 +15,7 @@ class MSVAMP(base.ExamplesBuilder):
 
     @classmethod
     def find_files(cls, config):
-        folder = files.existing(
+        folder = inputs.existing(
             config.path, "give the folder that holds test_German.json and so on"
         )
         found = {}
@@ -32,12 +32,12 @@ class MSVAMP(base.ExamplesBuilder):
     @classmethod
     def read(cls, config):
         for language, path in config.paths.items():
-            for number, where, row in files.read_objects(path):
-                question = files.text_field(row, ("m_query",), where)
-                answer = files.text_field(row, ("response",), where)
+            for number, where, row in inputs.read_objects(path):
+                question = inputs.text_field(row, ("m_query",), where)
+                answer = inputs.text_field(row, ("response",), where)
                 yield {
                     "id": number,
                     "language": language,
-                    "question": files.filled(question, "question", where),
-                    "answer": files.filled(answer, "answer", where),
+                    "question": inputs.filled(question, "question", where),
+                    "answer": inputs.filled(answer, "answer", where),
                 }

@@ -5,7 +5,7 @@ import re
 from absl import logging
 
 from qalign_jax.data import prompts
-from qalign_jax.data.datasets import base, files
+from qalign_jax.data.datasets import base, inputs
 
 _FOLDER = re.compile(r"([a-z]{2})-en")
 
@@ -22,7 +22,7 @@ class QuestionPairs(base.ExamplesBuilder):
 
     @classmethod
     def find_files(cls, config):
-        folder = files.existing(config.path, "give the folder that holds de-en, fr-en and so on")
+        folder = inputs.existing(config.path, "give the folder that holds de-en, fr-en and so on")
         split = config.split or "train"
         found, left_out = {}, []
         for language in config.languages or _languages(folder):
@@ -53,14 +53,17 @@ class QuestionPairs(base.ExamplesBuilder):
                 config.paths[language, language],
                 config.paths[language, "en"],
             )
-            sources, targets = files.read_lines(source_path), files.read_lines(english_path)
+            sources, targets = (
+                inputs.read_lines(source_path),
+                inputs.read_lines(english_path),
+            )
             if len(sources) != len(targets):
                 raise ValueError(
                     f"{source_path} has {len(sources)} lines and {english_path} {len(targets)}; "
                     "line n of both must be the same question, so mend the two files"
                 )
             kept = 0
-            for line, (source, english) in enumerate(zip(sources, targets), 1):
+            for line, (source, english) in enumerate(zip(sources, targets, strict=True), 1):
                 if source.strip() and english.strip():
                     rows.append(
                         (rank.setdefault(english, len(rank)), language, line, source, english)

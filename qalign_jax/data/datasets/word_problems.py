@@ -80,7 +80,7 @@ def tenth(numbers: Sequence[int]) -> str:
 
 def draw_frame(rng: random.Random, use: str) -> Frame:
     """A sound frame of the given tenth (see `tenth`)."""
-    [(given, events, shared)] = rng.choices(list(SHAPES), SHAPES.values())
+    [(given, events, shared)] = rng.choices(list(SHAPES), list(SHAPES.values()))
     while True:
         bags = (rng.randint(2, 4), rng.randint(2, 5))
         frame = Frame(
@@ -113,7 +113,7 @@ class Problem:
             kinds.append(("share", {"n": frame.share}))
         return [
             self._say(told, kind, phrasing, numbers)
-            for (kind, numbers), phrasing in zip(kinds, self.phrasings)
+            for (kind, numbers), phrasing in zip(kinds, self.phrasings, strict=False)
         ]
 
     def question(self, language: str) -> str:
@@ -134,7 +134,7 @@ class Problem:
         story = self.story("en")
         equations = ["{} {} {} = {}".format(*step) for step in self.frame.steps()]
         given = len(story) - len(equations)  # "has n" calls for none
-        steps = [f"{s[:-1]}, so {e}." for s, e in zip(story[given:], equations)]
+        steps = [f"{s[:-1]}, so {e}." for s, e in zip(story[given:], equations, strict=True)]
         return [*story[:given], *steps]
 
     def answer(self) -> str:

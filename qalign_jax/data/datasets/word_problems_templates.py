@@ -18,7 +18,7 @@ class Language:
     """Names by person, forms by gender and by thing, and three phrasings by sentence type."""
 
     names: tuple[str, ...]
-    pronouns: tuple[Mapping[str, str], Mapping[str, str]]  # feminine, masculine
+    pronouns: tuple[Mapping[str, str], ...]  # feminine, masculine
     things: tuple[Mapping[str, str], ...]
     sentences: Mapping[str, tuple[str, ...]]
     again: str  # what introduces the same problem in other words

@@ -4,19 +4,25 @@ import collections
 import dataclasses
 import os
 from collections.abc import Sequence
+from types import ModuleType
 from typing import Any
 
 from qalign_jax.data.datasets import load_examples
+from qalign_jax.evaluation.protocols import number
 
 
 @dataclasses.dataclass(frozen=True)
 class Benchmark:
-    """`languages` may be asked for; those in `averaged` are the default and make the average."""
+    """`languages` may be asked for; those in `averaged` are the default and make the average.
+
+    `protocol` is the module of evaluation/protocols that judges the answers.
+    """
 
     name: str
     languages: tuple[str, ...]
     averaged: tuple[str, ...]
     max_new_tokens: int
+    protocol: ModuleType = number
 
     def load(
         self,

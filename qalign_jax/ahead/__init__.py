@@ -1,0 +1,1 @@
+"""Compiling ahead of time for a TPU slice, without the TPU: memory, collectives, modelled time."""

@@ -1,0 +1,209 @@
+"""Compiles training steps and decoding ahead of time for a TPU slice, as `run` compiles them."""
+
+import dataclasses
+import functools
+import math
+import pathlib
+import re
+import tempfile
+import time
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from qalign_jax.ahead.cost import read_program
+from qalign_jax.ahead.roofline import link_seconds, model_time
+from qalign_jax.decoding.combine import combination
+from qalign_jax.decoding.engine import make_plan, prefill_shape, with_room
+from qalign_jax.decoding.sampling import Sampling
+from qalign_jax.decoding.slots import abstract_slots, advance, fill
+from qalign_jax.models.flops import flops_per_token, recomputed_flops_per_token
+from qalign_jax.models.llama import Llama
+from qalign_jax.models.params import abstract_params_on, cast_params
+from qalign_jax.parallel.chips import CHIPS, GIB, Slice
+from qalign_jax.parallel.mesh import make_mesh
+from qalign_jax.training.optimizer import OptimizerConfig
+from qalign_jax.training.step import (
+    abstract_batch,
+    abstract_state,
+    make_train_step,
+    rows_multiple,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Compiled:
+    """One program on one slice: bytes of a device, and modelled seconds."""
+
+    fits: bool
+    allowed_bytes: int  # of HBM, by the compiler
+    peak_bytes: int  # 0 where the compiler gave up and did not say
+    state_bytes: int = 0  # of the arguments that the program gives back changed
+    aliased_bytes: int = 0
+    temporary_bytes: int = 0
+    flops: float = 0.0  # of the model, a device and call, recomputation left out
+    compile_s: float = 0.0
+    # None where it does not fit: there is no program then
+    collectives: dict[str, dict[str, int]] | None = None  # kind -> dtype -> bytes
+    hbm_bytes: int | None = None
+    seconds: tuple[float, float] | None = None  # modelled: all overlapped, nothing overlapped
+    mfu: tuple[float, float] | None = None  # modelled, of the same two
+
+    @property
+    def spare_bytes(self) -> int:
+        return self.allowed_bytes - self.peak_bytes
+
+    def to_json(self) -> dict:
+        return {
+            "fits": self.fits,
+            "state_gib": round(self.state_bytes / GIB, 3),
+            "temporary_gib": round(self.temporary_bytes / GIB, 3),
+            "peak_gib": round(self.peak_bytes / GIB, 3),
+            # below zero: what is missing; None where the compiler did not say
+            "spare_gib": round(self.spare_bytes / GIB, 3) if self.peak_bytes else None,
+            "state_bytes": self.state_bytes,
+            "aliased_bytes": self.aliased_bytes,
+            "collectives": self.collectives,
+            "hbm_bytes": self.hbm_bytes,
+            "flops": self.flops,
+            "modelled_step_s": self.seconds and round(self.seconds[1], 6),
+            "modelled_step_overlapped_s": self.seconds and round(self.seconds[0], 6),
+            "modelled_mfu": self.mfu and round(self.mfu[1], 3),
+            "modelled_mfu_overlapped": self.mfu and round(self.mfu[0], 3),
+            "compile_s": round(self.compile_s, 1),
+        }
+
+
+def compile_training(
+    model: Llama, where: Slice, mesh: str, rows: int, length: int, micro_batches: int = 1,
+    optimizer: OptimizerConfig = OptimizerConfig(),
+) -> Compiled:  # fmt: skip
+    """Compiles one training step of `rows` rows as the training stage would.
+
+    Raises:
+      ValueError: a mesh that does not divide the slice, the model or the rows.
+    """
+    on_slice = make_mesh(mesh, where.devices())
+    multiple = rows_multiple(on_slice, micro_batches)
+    if rows % multiple:
+        raise ValueError(
+            f"{rows} rows are no multiple of {multiple}, the parts that mesh {mesh!r} and "
+            f"{micro_batches} micro-batches split them in"
+        )
+    state = abstract_state(model.config, optimizer, on_slice)
+    step = make_train_step(model, optimizer, on_slice, micro_batches)
+    rate = jax.ShapeDtypeStruct((), jnp.float32)
+    lower = functools.partial(step.lower, state, abstract_batch(on_slice, rows, length), rate)
+    tokens = rows * length / on_slice.size
+    useful = tokens * flops_per_token(model.config, length)
+    again = tokens * recomputed_flops_per_token(model.config, model.execution.remat, length)
+    return _compile(lower, state, where, on_slice, useful, useful + again)
+
+
+def compile_decoding(
+    models: tuple[Llama, ...], where: Slice, mesh: str, slots: int, prompt: int, new: int
+) -> tuple[Compiled, Compiled]:
+    """Compiles a prefill and a decode step of one model, or of three that are proxy-tuned.
+
+    The decode loop's body is one token of every slot; its times are a token's.
+
+    Raises:
+      ValueError: a mesh that does not divide the slice or the models.
+    """
+    on_slice = make_mesh(mesh, where.devices())
+    combine = combination(len(models))
+    plan = with_room(make_plan(models, combine, Sampling(), on_slice, slots), prompt + new)
+    params = tuple(_held_params(model, on_slice) for model in models)
+    state = abstract_slots(plan)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    eos = jax.ShapeDtypeStruct((1,), jnp.int32)
+    width, prompt = prefill_shape(plan, prompt)
+    row = jax.ShapeDtypeStruct((width,), jnp.int32)
+    tokens = jax.ShapeDtypeStruct((width, prompt), jnp.int32)
+    number = jax.ShapeDtypeStruct((), jnp.int32)
+
+    def compiled(function, arguments, length, count):
+        lower = functools.partial(function.lower, plan, params, key, eos, state, *arguments)
+        per_token = sum(flops_per_token(each.config, length, training=False) for each in models)
+        flops = per_token * count / on_slice.size
+        return _compile(lower, state, where, on_slice, flops, flops)
+
+    return (
+        compiled(fill, (tokens, row, row, row, row), prompt, width * prompt),
+        compiled(advance, (number, number), plan.length, plan.slots),
+    )
+
+
+def _held_params(model: Llama, mesh: Mesh):
+    """Abstract parameters in the dtypes that an engine holds them in."""
+    wide = abstract_params_on(model.config, mesh)
+    held = jax.eval_shape(functools.partial(cast_params, dtype=model.execution.dtype), wide)
+    return jax.tree.map(
+        lambda leaf, cast: jax.ShapeDtypeStruct(leaf.shape, cast.dtype, sharding=leaf.sharding),
+        wide,
+        held,
+    )
+
+
+def compile_and_print(lowered) -> tuple[jax.stages.Compiled, str]:
+    """Compiles a lowered program; returns it with its text.
+
+    The compiler writes the text: `as_text` raises where a program has work for SparseCores (v5p,
+    v6e), in a form that jaxlib does not know.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        options = {"xla_dump_to": folder, "xla_dump_hlo_as_text": True}
+        compiled = lowered.compile(compiler_options=options)
+        written = list(pathlib.Path(folder).glob("*.after_codegen.txt"))
+        # none where the program came from JAX's compilation cache
+        return compiled, written[0].read_text() if len(written) == 1 else compiled.as_text()
+
+
+def _compile(
+    lower: Callable, state, where: Slice, mesh: Mesh, useful: float, executed: float
+) -> Compiled:
+    chip = CHIPS[where.chip]
+    allowed = int(chip.hbm_gib * GIB)
+    began = time.monotonic()
+    try:
+        compiled, text = compile_and_print(lower())
+    except jax.errors.JaxRuntimeError as error:
+        needed = re.search(r"(?:Used |\()([\d.]+)([MGT])", str(error))
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        units = {"M": 2**20, "G": 2**30, "T": 2**40}
+        peak = int(float(needed[1]) * units[needed[2]]) if needed else 0
+        return Compiled(False, allowed, peak, compile_s=time.monotonic() - began)
+    seconds = time.monotonic() - began
+    memory = compiled.memory_analysis()
+    assert memory, "the TPU compiler tells what memory a program takes"
+    peak = (
+        memory.argument_size_in_bytes + memory.temp_size_in_bytes
+        + memory.output_size_in_bytes - memory.alias_size_in_bytes
+    )  # fmt: skip
+    program = read_program(text)
+    times = model_time(chip, executed, program.hbm_bytes, link_seconds(program, chip, mesh))
+    return Compiled(
+        fits=peak <= allowed,
+        allowed_bytes=allowed,
+        peak_bytes=peak,
+        state_bytes=local_bytes(state),
+        aliased_bytes=memory.alias_size_in_bytes,
+        temporary_bytes=memory.temp_size_in_bytes,
+        flops=useful,
+        compile_s=seconds,
+        collectives=program.bytes_by_kind(),
+        hbm_bytes=program.hbm_bytes,
+        seconds=times,
+        mfu=(useful / (chip.tflops * 1e12) / times[0], useful / (chip.tflops * 1e12) / times[1]),
+    )
+
+
+def local_bytes(tree) -> int:
+    """Bytes of one device's part of abstract arrays."""
+    return sum(
+        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        for leaf in jax.tree.leaves(tree)
+    )

@@ -1,0 +1,190 @@
+"""What a stage asks to be compiled: jobs that know their alternatives."""
+
+import dataclasses
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from qalign_jax.ahead.compile import Compiled, compile_decoding, compile_training
+from qalign_jax.data.batches import nearest_rows
+from qalign_jax.decoding.combine import combination
+from qalign_jax.decoding.engine import make_plan, with_room
+from qalign_jax.decoding.sampling import Sampling
+from qalign_jax.models.config import LlamaConfig
+from qalign_jax.models.llama import Llama
+from qalign_jax.parallel.chips import Slice
+from qalign_jax.parallel.mesh import make_mesh
+from qalign_jax.training.optimizer import OptimizerConfig
+from qalign_jax.training.step import make_train_step, rows_multiple
+
+
+@dataclasses.dataclass(frozen=True)
+class Workload:
+    """What only the data would tell: it is assumed before the data is read.
+
+    2.4 examples a packed row are measured on question pairs and GSM8K at 512 tokens with LLaMA2's
+    tokenizer; 1 makes the most rows.
+    """
+
+    examples_per_row: float = 2.4
+    prompt_tokens: int = 512
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingJob:
+    """A training stage's step; equal jobs share a program."""
+
+    model: Llama
+    optimizer: OptimizerConfig
+    mesh: str
+    micro_batches: int
+    rows: int  # 0: the nearest to `expected_rows` that the mesh divides
+    expected_rows: float
+    length: int
+
+    @property
+    def least_bytes(self) -> int:
+        """Weights and moments, of all devices."""
+        return self.model.config.num_parameters * 12
+
+    def check(self, devices: Sequence[Any]) -> None:
+        """Raises a ValueError where devices, mesh, rows and model do not fit each other."""
+        longest = self.model.config.max_length
+        if self.length > longest:
+            raise ValueError(f"length={self.length} is more than the model's {longest}")
+        mesh = make_mesh(self.mesh, devices)
+        multiple, tensor = rows_multiple(mesh, self.micro_batches), mesh.shape["tensor"]
+        if self.rows % multiple:
+            raise ValueError(
+                f"rows={self.rows} must be a multiple of {multiple}, the parts that the mesh and "
+                f"micro_batches={self.micro_batches} split it in"
+            )
+        if self.length % tensor:
+            raise ValueError(f"length={self.length} must be a multiple of tensor:{tensor}")
+        make_train_step(self.model, self.optimizer, mesh, self.micro_batches)
+
+    def asked(self, where: Slice) -> dict:
+        """What is compiled, for the report."""
+        mesh = make_mesh(self.mesh, where.devices())
+        multiple = rows_multiple(mesh, self.micro_batches)
+        return {
+            "mesh": self.mesh,
+            "remat": self.model.execution.remat,
+            "micro_batches": self.micro_batches,
+            "rows": self.rows or nearest_rows(self.expected_rows, multiple),
+            "length": self.length,
+        }
+
+    def compile(self, where: Slice) -> dict[str, Compiled]:
+        """The compiled programs by name; the only one has the name "".
+
+        Raises:
+          ValueError: as `compile_training`.
+        """
+        rows = self.asked(where)["rows"]
+        shape = (rows, self.length, self.micro_batches)
+        return {"": compile_training(self.model, where, self.mesh, *shape, self.optimizer)}
+
+    def alternatives(self, where: Slice, remats=("full",)) -> Iterator["TrainingJob"]:
+        """Other settings: whole batches first, then a micro-batch for every row of a device."""
+        seen = set()
+        for spec in (self.mesh, *meshes(where, self.model.config)):
+            try:
+                mesh = make_mesh(spec, where.devices())
+            except ValueError:
+                continue
+            shape, multiple = tuple(mesh.shape.items()), rows_multiple(mesh, 1)
+            if shape in seen or self.rows % multiple:
+                continue
+            seen.add(shape)
+            most = (self.rows or nearest_rows(self.expected_rows, multiple)) // multiple
+            for micro_batches in dict.fromkeys((1, most)):
+                for remat in remats:
+                    execution = dataclasses.replace(self.model.execution, remat=remat)
+                    model = self.model.clone(execution=execution)
+                    yield dataclasses.replace(
+                        self, model=model, mesh=spec, micro_batches=micro_batches
+                    )
+
+
+@dataclasses.dataclass(frozen=True)
+class DecodingJob:
+    """The prefill and the decode step of a system that an evaluation scores."""
+
+    models: tuple[Llama, ...]
+    mesh: str
+    slots: int
+    prompt: int
+    new: int
+
+    @property
+    def least_bytes(self) -> int:
+        """The weights, of all devices."""
+        return sum(model.config.num_parameters * 2 for model in self.models)
+
+    def check(self, devices: Sequence[Any]) -> None:
+        """Raises a ValueError where the mesh does not divide the devices or a model, or where
+        prompts leave no room for answers.
+        """
+        mesh, combine = make_mesh(self.mesh, devices), combination(len(self.models))
+        plan = make_plan(self.models, combine, Sampling(), mesh, self.slots)
+        room = with_room(plan, self.prompt + self.new).length
+        if self.prompt >= room:
+            raise ValueError(f"prompts of {self.prompt} tokens leave no room in the models' {room}")
+
+    def asked(self, where: Slice) -> dict:
+        """What is compiled, for the report."""
+        return {"mesh": self.mesh, "slots": self.slots, "length": self.prompt + self.new}
+
+    def compile(self, where: Slice) -> dict[str, Compiled]:
+        """The compiled programs by name.
+
+        Raises:
+          ValueError: as `compile_decoding`.
+        """
+        sizes = (self.slots, self.prompt, self.new)
+        prefill, decode = compile_decoding(self.models, where, self.mesh, *sizes)
+        return {"prefill": prefill, "decode": decode}
+
+    def alternatives(self, where: Slice) -> Iterator["DecodingJob"]:
+        """Other meshes, those with the most tensor first."""
+        for tensor in (8, 4, 2, 1):
+            data, rest = divmod(where.size, tensor)
+            if not rest and all(model.config.n_kv_heads % tensor == 0 for model in self.models):
+                yield dataclasses.replace(self, mesh=f"data:{data},tensor:{tensor}")
+
+
+Job = TrainingJob | DecodingJob
+
+
+def check_jobs(stage: str, jobs: Mapping[str, Job], devices: Sequence[Any]) -> None:
+    """Raises a ValueError that names the stage where one of its jobs does not fit the devices."""
+    for job in jobs.values():
+        try:
+            job.check(devices)
+        except ValueError as error:
+            raise ValueError(f"{stage}: {error}") from None
+
+
+def meshes(where: Slice, model: LlamaConfig) -> list[str]:
+    """Meshes worth trying, pure fsdp first, as two axes (configs/slices.py says why)."""
+    chips = math.prod(where.shape)
+    data = f"data:{where.count}," if where.count > 1 else ""
+    found = []
+    for tensor in (1, 4, 8, 16):
+        fsdp = chips // tensor
+        if chips % tensor or fsdp < 1 or model.n_kv_heads % tensor:
+            continue
+        if tensor == 1:
+            outer, inner = _two(where.shape)
+            if model.d_model % chips == 0:
+                found.append(f"{data}fsdp:{outer}x{inner},tensor:1")
+        elif model.d_model % fsdp == 0:
+            found.append(f"{data}fsdp:{fsdp},tensor:{tensor}")
+    return found
+
+
+def _two(shape: tuple[int, ...]) -> tuple[int, int]:
+    """A torus' axes, joined to two."""
+    shape = tuple(size for size in shape if size > 1) or (1,)
+    return math.prod(shape[:-1]), shape[-1]

@@ -1,0 +1,1 @@
+"""Weights at rest: Orbax state and models, Hugging Face directories, safetensors, LoRA."""

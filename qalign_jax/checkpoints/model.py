@@ -1,0 +1,220 @@
+"""A model at rest: the folder that a stage or a conversion leaves, or a Hugging Face directory.
+
+A stage's folder holds `model.json` (architecture, execution and prompt template), `tokenizer/` and
+`checkpoints/<step>/` with `params`.
+"""
+
+import dataclasses
+import hashlib
+from typing import NamedTuple
+
+import jax
+from absl import logging
+from etils import epath
+from jax.sharding import Mesh
+from jax.typing import DTypeLike
+from orbax.checkpoint import v1 as ocp
+
+from qalign_jax import files
+from qalign_jax.checkpoints import hf_config, hf_weights, lora
+from qalign_jax.checkpoints.safetensors import TensorFiles
+from qalign_jax.data.tokenizer import Tokenizer, load_tokenizer
+from qalign_jax.models.config import Execution, LlamaConfig, RopeScaling
+from qalign_jax.models.llama import Llama
+from qalign_jax.models.params import abstract_params, abstract_params_on
+from qalign_jax.parallel.mesh import make_mesh
+
+STORED = "stored"  # the weights' dtype on disk
+UNFINISHED = "conversion.unfinished"  # a file in a folder that a conversion still writes
+
+
+class Card(NamedTuple):
+    """model.json: all of a model but its weights and its tokenizer."""
+
+    config: LlamaConfig
+    execution: Execution
+    template: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """A model as it is loaded; `template` is the prompt that it was trained with."""
+
+    config: LlamaConfig
+    execution: Execution
+    params: dict
+    tokenizer: Tokenizer
+    template: str
+
+    @property
+    def module(self) -> Llama:
+        """What computes with the parameters."""
+        return Llama(self.config, self.execution)
+
+
+def describe_model(stage_dir, card: Card, tokenizer: Tokenizer) -> None:
+    """Writes what is needed beside the weights to use them: model.json and the tokenizer."""
+    stage_dir = epath.Path(stage_dir)
+    model = dataclasses.asdict(card.config) | dataclasses.asdict(card.execution)
+    files.write_json(stage_dir / "model.json", {"model": model, "template": card.template})
+    tokenizer.save(stage_dir / "tokenizer")
+
+
+def save_model(stage_dir, model: Model) -> None:
+    """Writes a model as a finished stage leaves it, its weights as step 0 in their own dtype.
+
+    One parameter is written at a time, in chunks: the host holds no second copy of the model.
+    """
+    card = Card(model.config, model.execution, model.template)
+    describe_model(stage_dir, card, model.tokenizer)
+    context = ocp.Context()
+    context.memory.deepcopy_host_arrays = False
+    context.memory.write_concurrent_bytes = 2 * max(x.nbytes for x in jax.tree.leaves(model.params))
+    context.array.saving.storage_options.chunk_byte_size = 64 << 20
+    with context:
+        ocp.save_checkpointables(
+            files.absolute(stage_dir) / "checkpoints" / "0", {"params": model.params}
+        )
+
+
+def load_model(
+    path,
+    *,
+    mesh: Mesh | None = None,
+    dtype: str | None = None,
+    param_dtype: DTypeLike | None = None,
+    tokenizer: Tokenizer | None = None,
+) -> Model:
+    """Loads a stage's folder, one of its checkpoints, or a Hugging Face directory.
+
+    Args:
+      path: the directory, local or gs://.
+      mesh: where the weights go, sharded by the table in parallel/mesh.py; by default this
+        process's first device.
+      dtype: the compute dtype, and that of the weights in memory; by default the model's own
+        compute dtype, with weights in f32.
+      param_dtype: the weights' dtype in memory where it is another; "stored" is that on disk.
+      tokenizer: instead of the one in the directory.
+
+    Raises:
+      ValueError: there is no model, or a part of it is missing.
+    """
+    path = files.absolute(path)
+    mesh = mesh or make_mesh("", jax.local_devices()[:1])
+    param_dtype = param_dtype or dtype or "float32"
+    card = read_card(path)
+    if dtype:
+        card = card._replace(execution=dataclasses.replace(card.execution, dtype=dtype))
+    tokenizer = tokenizer or load_tokenizer(tokenizer_directory(path))
+    if hf_config.is_hf_directory(path):
+        tensors = TensorFiles(path)
+        if param_dtype == STORED:
+            param_dtype = hf_weights.stored_dtype(tensors)
+        params = hf_weights.read_params(tensors, card.config, mesh, param_dtype)
+        return Model(card.config, card.execution, params, tokenizer, card.template)
+    stage_dir, step = stage_and_step(path)
+    step_dir = stage_dir / "checkpoints" / str(step)
+    try:
+        stored = ocp.checkpointables_metadata(step_dir).metadata["params"]
+        _check_stored(stored, abstract_params(card.config)[0])
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"{step_dir}: not a checkpoint of this model ({reason})") from None
+    if param_dtype == STORED:
+        param_dtype = stored["norm"]["scale"].dtype
+    wanted = abstract_params_on(card.config, mesh, param_dtype)
+    logging.info("loading %s at step %d", stage_dir, step)
+    params = ocp.load_checkpointables(step_dir, {"params": wanted})["params"]
+    return Model(card.config, card.execution, params, tokenizer, card.template)
+
+
+def _check_stored(stored, shapes) -> None:
+    def check(path, found, expected):
+        if tuple(found.shape) != tuple(expected.shape):
+            name = "/".join(part.key for part in path)
+            raise ValueError(
+                f"{name} has shape {found.shape}, model.json makes it {expected.shape}"
+            )
+
+    jax.tree_util.tree_map_with_path(check, stored, shapes)
+
+
+def read_card(path) -> Card:
+    """All but weights and tokenizer of a directory that `load_model` takes.
+
+    Raises:
+      ValueError: there is no model.
+    """
+    path = files.absolute(path)
+    if hf_config.is_hf_directory(path):
+        return Card(hf_config.read_config(path), Execution(), hf_config.read_template(path))
+    file = stage_and_step(path)[0] / "model.json"
+    try:
+        card = files.read_json(file, "convert or train it again")
+        model = dict(card["model"])
+        if model["rope_scaling"] is not None:
+            model["rope_scaling"] = RopeScaling(**model["rope_scaling"])
+        names = {field.name for field in dataclasses.fields(Execution)}
+        execution = Execution(**{name: model.pop(name) for name in names & model.keys()})
+        return Card(LlamaConfig(**model), execution, card["template"])
+    except (AttributeError, KeyError, TypeError) as error:
+        raise ValueError(f"{file}: not a model's ({error!r})") from None
+
+
+def tokenizer_directory(path) -> epath.Path:
+    """Where a directory that `load_model` takes keeps its tokenizer, if it has one."""
+    path = files.absolute(path)
+    return path if hf_config.is_hf_directory(path) else stage_and_step(path)[0] / "tokenizer"
+
+
+def fingerprint(path) -> str:
+    """16 hexadecimal digits that change with the weights of a directory that `load_model` takes.
+
+    They come from the values in a Hugging Face directory. In a stage's folder they come from
+    stage.json, the settings and sources that determine its weights, and from the step.
+
+    Raises:
+      ValueError: there is no model.
+    """
+    path = files.absolute(path)
+    if hf_config.is_hf_directory(path):
+        return TensorFiles(path).fingerprint()
+    stage_dir, step = stage_and_step(path)
+    if not (stage_dir / "stage.json").exists():
+        raise ValueError(f"{stage_dir}: stage.json is missing, which a run or a conversion writes")
+    digest = hashlib.sha256((stage_dir / "stage.json").read_bytes() + b"%d" % step)
+    return digest.hexdigest()[:16]
+
+
+def stage_and_step(path) -> tuple[epath.Path, int]:
+    """A stage's folder and its newest step, from the folder, its checkpoints/ or one step's folder.
+
+    Raises:
+      ValueError: the path is none of these, or no step is complete.
+    """
+    if path.name == "checkpoints":
+        stage_dir = path.parent
+    elif path.parent.name == "checkpoints" and path.name.isdigit():
+        stage_dir = path.parent.parent
+    else:
+        stage_dir = path
+    if lora.is_adapter(path):
+        raise ValueError(
+            f"{path} is a LoRA adapter; merge it first: python -m qalign_jax.convert "
+            f"--source=BASE --adapter={path} --target=DIR"
+        )
+    if (stage_dir / UNFINISHED).exists():
+        raise ValueError(f"{stage_dir}: its conversion has not ended; convert it once more")
+    if not (stage_dir / "model.json").exists() or not path.is_dir():
+        raise ValueError(
+            f"{path}: no model here; expected a stage's folder of a run (with model.json and "
+            "checkpoints/) or a Hugging Face directory (with config.json)"
+        )
+    if path.name.isdigit() and stage_dir != path:
+        return stage_dir, int(path.name)
+    steps = [
+        int(step.name) for step in (stage_dir / "checkpoints").glob("*") if step.name.isdigit()
+    ]
+    if not steps:
+        raise ValueError(f"{stage_dir}: no checkpoint is complete yet; let its training finish")
+    return stage_dir, max(steps)

@@ -1,0 +1,57 @@
+"""How several models' logits become one distribution: the first model's alone, or proxy-tuning."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+
+
+@dataclasses.dataclass(frozen=True)
+class FirstModel:
+    """One model's logits as they are."""
+
+    models = 1
+
+    def __call__(self, logits: Sequence[jax.Array], vocab_size: int) -> jax.Array:
+        return logits[0].astype(jnp.float32)
+
+
+@dataclasses.dataclass(frozen=True)
+class ProxyTuning:
+    """A large model steered by what tuning did to a small one (Liu et al., arXiv 2401.08565).
+
+    logits = large + alpha * (expert - anti-expert), on raw next-token logits.
+    """
+
+    alpha: float = 1.0
+    models = 3
+
+    def __call__(self, logits: Sequence[jax.Array], vocab_size: int) -> jax.Array:
+        """Combines [B, V padded] of each model, whose paddings may differ.
+
+        Args:
+          vocab_size: ids that all three models have; -1e30 from there on.
+
+        Returns:
+          [B, V of the smallest padding] f32.
+        """
+        width = min(one.shape[-1] for one in logits)
+        large, expert, antiexpert = (one[:, :width].astype(jnp.float32) for one in logits)
+        combined = large + self.alpha * (expert - antiexpert)
+        # a column that one model masks and another has is no number to add up
+        return jnp.where(jnp.arange(width) < vocab_size, combined, -1e30)
+
+
+Combine = FirstModel | ProxyTuning
+
+
+def combination(models: int, alpha: float = 1.0) -> Combine:
+    """What combines the logits of one model, or of three.
+
+    Raises:
+      ValueError: another number of models.
+    """
+    if models not in (FirstModel.models, ProxyTuning.models):
+        raise ValueError(f"{models} models: a system has one, or a large one with two small ones")
+    return FirstModel() if models == 1 else ProxyTuning(alpha)

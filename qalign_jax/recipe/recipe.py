@@ -1,0 +1,123 @@
+"""A recipe in a workdir: the stages in order, skipped where finished, resumed where not.
+
+So any run can be started again by the same command. A recipe knows no kind of stage.
+"""
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+from absl import logging
+from etils import epath
+from ml_collections import ConfigDict
+
+from qalign_jax.ahead.jobs import Workload, check_jobs
+from qalign_jax.models.presets import preset
+from qalign_jax.parallel import hosts
+from qalign_jax.recipe.stages.base import Stage, make_run, read_stages
+from qalign_jax.recipe.weights import RANDOM, Source
+from qalign_jax.training.profile import Profile
+
+
+class Recipe:
+    """The stages of one config in one workdir.
+
+    Raises:
+      ValueError: a stage that makes no sense or is not described, weights that come from nowhere,
+        or a workdir whose stages were made with other settings.
+    """
+
+    def __init__(
+        self, config: ConfigDict, workdir, only: Sequence[str] = (), profile: Profile | None = None
+    ):
+        self.config = config
+        self.stages = read_stages(config)
+        for name in only:
+            if name not in self.stages:
+                raise ValueError(
+                    f"no stage {name!r}; the recipe's stages are {', '.join(self.stages)}"
+                )
+        self.chosen = [stage for stage in self.stages.values() if not only or stage.name in only]
+        self.shared = make_run(config, self.stages, workdir, profile)
+        self.workdir = self.shared.workdir
+        for stage in self.stages.values():
+            for source in stage.sources():
+                self._check_source(stage, source)
+            self.workdir.check_settings(stage.name, stage.settings())
+
+    def run(self) -> dict[str, Any]:
+        """Runs the chosen stages in order; returns stage -> "done" or "open", and the results."""
+        self.workdir.write_json("config.json", self.config.to_dict())
+        checked = False
+        for stage in self.chosen:
+            # a barrier before and after the question, so that all hosts get one answer
+            hosts.barrier(f"{stage.name} or not")
+            done = self.is_done(stage)
+            if not done and stage.USES_DEVICES and not checked:
+                self.check_devices()
+                self.prepare()  # all input is read before the first device works
+                checked = True
+            hosts.barrier(f"{stage.name} begins")
+            if done:
+                logging.info("%s: finished before, skipped", stage.name)
+                continue
+            logging.info("%s: begins", stage.name)
+            began = time.monotonic()
+            summary = stage.run(self.shared)
+            summary["seconds"] = round(time.monotonic() - began, 1)
+            self.workdir.finish(stage.name, stage.settings(), summary)
+            logging.info("%s: done in %.0f s", stage.name, summary["seconds"])
+        hosts.barrier("all stages")
+        return {
+            "stages": {
+                stage.name: "done" if self.is_done(stage) else "open"
+                for stage in self.stages.values()
+            },
+            "systems": self.workdir.results(self.stages),
+        }
+
+    def check_devices(self) -> None:
+        """Raises a ValueError where devices, mesh, rows and model of a stage do not fit together.
+
+        These are the checks of `fits`, on the devices here.
+        """
+        unknown = Workload(prompt_tokens=1)  # prompts are measured when they are read
+        for stage in self._open_stages():
+            check_jobs(stage.name, stage.jobs(self.shared, unknown), jax.devices())
+
+    def prepare(self) -> dict[str, dict[str, Any]]:
+        """Reads and builds the data of the chosen stages that are open; stage -> statistics.
+
+        A stage that uses no device, such as a tokenizer, must have run.
+        """
+        found = {stage.name: stage.prepare(self.shared) for stage in self._open_stages()}
+        return {name: statistics for name, statistics in found.items() if statistics}
+
+    def is_done(self, stage: Stage) -> bool:
+        """Whether the stage is finished with its settings of today."""
+        return self.workdir.is_done(stage.name, stage.settings())
+
+    def _open_stages(self) -> list[Stage]:
+        return [s for s in self.chosen if s.USES_DEVICES and not self.is_done(s)]
+
+    def _check_source(self, stage: Stage, source: Source) -> None:
+        if source.name == RANDOM:
+            preset(source.preset)  # raises on a name that is not in the table
+            if not self.config.tokenizer:
+                raise ValueError(
+                    f"{stage.name} starts from random weights, which have no tokenizer: "
+                    "--config.tokenizer must name a tokenizer.model or a directory with one"
+                )
+        elif source.name in self.stages:
+            needed = self.stages[source.name]
+            if stage in self.chosen and needed not in self.chosen and not self.is_done(needed):
+                raise ValueError(
+                    f"{stage.name} needs {needed.name}, which is not finished in "
+                    f"{self.workdir.path}; run it first (leave --stages out, or name it there too)"
+                )
+        elif not epath.Path(source.name).exists():
+            raise ValueError(
+                f"{stage.name} needs {source.name!r}, which is neither a stage "
+                f"({', '.join(self.stages)}) nor a file or directory"
+            )

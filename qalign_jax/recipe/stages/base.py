@@ -1,0 +1,175 @@
+"""What a stage is: a frozen dataclass made from its part of the recipe.
+
+A kind of stage is one module whose `STAGE` is a subclass of `Stage`: a module of this folder by its
+name (`kind="train"`), any other by its dotted one (`kind="my_package.my_stage"`).
+"""
+
+import dataclasses
+import importlib
+import pkgutil
+from collections.abc import Mapping
+from typing import Any, ClassVar, Self
+
+from etils import epath
+from ml_collections import ConfigDict
+
+from qalign_jax import settings as settings_of
+from qalign_jax.ahead.jobs import Job, Workload
+from qalign_jax.recipe.weights import Resolver, Source
+from qalign_jax.recipe.workdir import Workdir
+from qalign_jax.training.profile import Profile
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What the stages of one run share."""
+
+    workdir: Workdir
+    weights: Resolver
+    cache_dir: epath.Path  # data sets and packed tokens, on each host
+    profile: Profile | None = None  # of every training stage
+
+    @property
+    def data_dir(self) -> epath.Path:
+        return self.cache_dir / "datasets"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Stage:
+    """A stage of a recipe: these keys come from the recipe, those of a subclass from the stage's
+    own part of it. `template` and `mesh` are the stage's own where it names some.
+    """
+
+    kind: str
+    name: str
+    seed: int
+    template: str
+    mesh: str
+    tokenizer: str
+
+    # Keys that may differ between two starts of one run: how it is computed, not what. Data may
+    # move: the fingerprint of its content is compared instead.
+    FREE: ClassVar[frozenset[str]] = frozenset({"path", "mesh"})
+    # Before the first stage that uses devices, the data of all of them is read.
+    USES_DEVICES: ClassVar[bool] = True
+
+    @property
+    def starts_from(self) -> Source | None:
+        """The weights that the stage starts from, if it leaves weights."""
+        return None
+
+    def check(self) -> None:
+        """Raises a ValueError where the stage's own values make no sense."""
+
+    def sources(self) -> list[Source]:
+        """The weights, stages and files that the stage reads, data sets excepted."""
+        return []
+
+    def settings(self) -> dict[str, Any]:
+        """What shapes the stage's outputs, in JSON's types."""
+        own = {key: getattr(self, key) for key in sorted([*self.keys(), "kind"])}
+        shared = {"seed": self.seed, "template": self.template}
+        return settings_of.as_json(_without(own, self.FREE) | shared)
+
+    def prepare(self, run: Run) -> dict[str, Any] | None:
+        """Reads and builds data, and checks the sources against it, without a device.
+
+        Returns:
+          statistics of the data, if the stage has some.
+        """
+        return None
+
+    def jobs(self, run: Run, workload: Workload) -> dict[str, Job]:
+        """What the stage computes on devices, by name: compiled by `fits`, checked by `run`."""
+        return {}
+
+    def run(self, run: Run) -> dict[str, Any]:
+        """Does the work, or goes on with it; returns a summary for done.json."""
+        raise NotImplementedError(f"{type(self).__name__} does nothing")
+
+    @classmethod
+    def keys(cls) -> list[str]:
+        """The keys of the stage's own part of a recipe, `kind` left out."""
+        own = cls.__annotations__
+        return [field.name for field in dataclasses.fields(cls) if field.name in own]
+
+    @classmethod
+    def from_recipe(cls, name: str, recipe: Mapping[str, Any]) -> Self:
+        """The stage of this name in a recipe, given as a plain dict.
+
+        Raises:
+          ValueError: a key that is missing or unknown, or values that make no sense.
+        """
+        own = dict(recipe[name])
+        kind, known = own.pop("kind"), set(cls.keys())
+        required = {
+            field.name
+            for field in dataclasses.fields(cls)
+            if field.default is field.default_factory is dataclasses.MISSING
+        }
+        if wrong := sorted(set(own) - known) or sorted(required & known - set(own)):
+            what = "has no key" if wrong[0] in own else "is missing the key"
+            raise ValueError(f"{name}: a stage of kind {kind!r} {what} {wrong[0]!r}")
+        for key in ("template", "mesh"):
+            own[key] = own.get(key) or recipe[key]
+        stage = cls(kind=kind, name=name, seed=recipe["seed"], tokenizer=recipe["tokenizer"], **own)
+        stage.check()
+        return stage
+
+
+def read_stages(config: ConfigDict) -> dict[str, Stage]:
+    """The stages of a recipe by name, in order.
+
+    Raises:
+      ValueError: a stage that is not described or makes no sense, or one that reads from another
+        that does not come before it.
+    """
+    recipe = config.to_dict()
+    stages: dict[str, Stage] = {}
+    for name in recipe["stages"]:
+        stages[name] = _stage_class(name, recipe).from_recipe(name, recipe)
+    later = list(stages)
+    for stage in stages.values():
+        for source in stage.sources():
+            if source.name in later:
+                raise ValueError(f"{stage.name} needs {source.name}, which does not come before it")
+        later.remove(stage.name)
+    return stages
+
+
+def make_run(
+    config: ConfigDict, stages: Mapping[str, Stage], workdir, profile: Profile | None = None
+) -> Run:
+    """What the stages of a recipe share."""
+    recipe, folder = config.to_dict(), Workdir(workdir)
+    shared = (recipe["tokenizer"], recipe["template"], recipe["seed"])
+    cache_dir = epath.Path(recipe["cache_dir"]).expanduser()
+    return Run(folder, Resolver(stages, folder.path, *shared), cache_dir, profile)
+
+
+def _stage_class(name: str, recipe: Mapping[str, Any]) -> type[Stage]:
+    stage = recipe.get(name)
+    if not isinstance(stage, Mapping) or "kind" not in stage:
+        known = ", ".join(each for each in recipe["stages"] if each in recipe)
+        raise ValueError(f"no stage {name!r} is described in the recipe; its stages are {known}")
+    package, kind = __name__.rpartition(".")[0], str(stage["kind"])
+    path = kind if "." in kind else f"{package}.{kind}"
+    try:
+        return importlib.import_module(path).STAGE
+    except (ModuleNotFoundError, AttributeError, ValueError) as error:
+        missing = error.name if isinstance(error, ModuleNotFoundError) else path
+        if not f"{path}.".startswith(f"{missing}."):
+            raise  # a module that the stage itself imports
+        folder = importlib.import_module(package).__path__
+        kinds = sorted(module.name for module in pkgutil.iter_modules(folder))
+        kinds.remove("base")
+        raise ValueError(
+            f"{name}: kind={kind!r}; it is one of {', '.join(kinds)}, or the module of a "
+            "stage of your own, like my_package.my_stage"
+        ) from None
+
+
+def _without(tree, keys):
+    if not isinstance(tree, Mapping):
+        return tree
+    return {key: _without(value, keys) for key, value in tree.items() if key not in keys}

@@ -1,0 +1,177 @@
+"""Scores systems on benchmarks, greedy, as the paper does."""
+
+import dataclasses
+import functools
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, ClassVar
+
+import jax
+
+from qalign_jax.ahead.jobs import DecodingJob, Workload
+from qalign_jax.data.datasets import load_examples
+from qalign_jax.decoding.system import System, TextGenerator, check_tokenizers
+from qalign_jax.evaluation import benchmarks, records, runner, statistics
+from qalign_jax.evaluation.numbers_only import numbers_only
+from qalign_jax.models.llama import Llama
+from qalign_jax.parallel.mesh import make_mesh
+from qalign_jax.recipe.stages.base import Run, Stage
+from qalign_jax.recipe.weights import Source, Weights
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SystemConfig:
+    """One system to score: a model, or one that an expert steers against an anti-expert.
+
+    Models are named as a training stage's `init`; where one is "random", `preset` is the size of
+    the model and `small_preset` that of expert and anti-expert.
+    """
+
+    expert: str = ""
+    antiexpert: str = ""
+    model: str
+    alpha: float = 1.0
+    preset: str = ""
+    small_preset: str = ""
+
+    def sources(self) -> list[Source]:
+        """The weights of the model, or of (model, expert, anti-expert)."""
+        small = (Source(name, self.small_preset) for name in (self.expert, self.antiexpert))
+        return [Source(self.model, self.preset), *(source for source in small if source.name)]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Evaluate(Stage):
+    """Answers every question with every system and judges the answers; leaves results.json."""
+
+    systems: Mapping[str, Any]  # name -> keys of SystemConfig (parts.system)
+    benchmarks: Mapping[str, Any]  # name -> its files and options (parts.benchmark)
+    dtype: str = "bfloat16"
+    slots: int = 64  # rows decoded at once
+    mesh: str = ""  # "" is the recipe's; a decode step reads every weight, so tensor pays here
+    # training problems for a reader that sees no words
+    numbers_only: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    FREE: ClassVar[frozenset[str]] = Stage.FREE | {"slots"}
+
+    def check(self) -> None:
+        for key in ("systems", "benchmarks"):
+            if not getattr(self, key):
+                raise ValueError(f"{self.name}: no {key} to evaluate")
+        if self.dtype not in ("", "float32", "bfloat16"):
+            raise ValueError(f"{self.name}: dtype={self.dtype!r}; it is float32 or bfloat16")
+        if self.slots < 1:
+            raise ValueError(f"{self.name}: slots={self.slots}; expected at least 1")
+        for benchmark, options in self.benchmarks.items():
+            benchmarks.get(benchmark)
+            if options["max_new_tokens"] < 0:
+                raise ValueError(
+                    f"{self.name}.benchmarks.{benchmark}: "
+                    f"max_new_tokens={options['max_new_tokens']}; expected at least 1, or 0 for "
+                    "the benchmark's own"
+                )
+        for name, system in self._systems.items():
+            if bool(system.expert) != bool(system.antiexpert):
+                raise ValueError(
+                    f"{self.name}.systems.{name}: give both expert and antiexpert, or neither"
+                )
+
+    def sources(self) -> list[Source]:
+        tokenizer = [Source(self.tokenizer)] if self.tokenizer else []
+        weights = [source for system in self._systems.values() for source in system.sources()]
+        return weights + tokenizer
+
+    def prepare(self, run: Run) -> None:
+        """Reads the problems; compares the tokenizers of each system."""
+        for system in self._systems.values():
+            weights = _weights(run, system)
+            names = [source.name for source in system.sources()]
+            check_tokenizers(names, [each.tokenizer() for each in weights])
+        self._problems(run)
+
+    def jobs(self, run: Run, workload: Workload) -> dict[str, DecodingJob]:
+        new = max(
+            options["max_new_tokens"] or benchmarks.get(name).max_new_tokens
+            for name, options in self.benchmarks.items()
+        )
+        jobs = {}
+        for name, system in self._systems.items():
+            cards = [weights.card() for weights in _weights(run, system)]
+            models = []
+            for config, execution, _ in cards:
+                if self.dtype:
+                    execution = dataclasses.replace(execution, dtype=self.dtype)
+                models.append(Llama(config, execution))
+            sizes = (self.slots, workload.prompt_tokens, new)
+            jobs[name] = DecodingJob(tuple(models), self.mesh, *sizes)
+        return jobs
+
+    def run(self, run: Run) -> dict[str, Any]:
+        folder, problems = run.workdir / self.name, self._problems(run)
+        results: dict[str, dict[str, Any]] = {}
+        for name, system in self._systems.items():
+            generate = _LazyGenerator(self, run, system)
+            results[name] = {}
+            for benchmark, asked in problems.items():
+                results[name][benchmark] = runner.evaluate(
+                    name, benchmarks.get(benchmark), asked, generate, self.template, folder,
+                    generate.settings, self.benchmarks[benchmark]["max_new_tokens"],
+                )  # fmt: skip
+        if self.numbers_only:
+            seen = load_examples(self.numbers_only, run.data_dir)
+            results["numbers_only"] = {
+                benchmark: statistics.accuracies(
+                    numbers_only(seen, asked), benchmarks.get(benchmark).averaged
+                )
+                for benchmark, asked in problems.items()
+            }
+        if jax.process_index() == 0:
+            records.save_results(folder / "results.json", results)
+        return {"systems": list(results)}
+
+    @property
+    def _systems(self) -> dict[str, SystemConfig]:
+        try:
+            return {name: SystemConfig(**system) for name, system in self.systems.items()}
+        except TypeError as error:
+            raise ValueError(f"{self.name}.systems: {error}") from None
+
+    def _problems(self, run: Run) -> dict[str, list[dict[str, str]]]:
+        found = {}
+        for name, options in self.benchmarks.items():
+            where = {key: value for key, value in options.items() if key != "max_new_tokens"}
+            found[name] = benchmarks.get(name).load(run.data_dir, **where)
+        return found
+
+
+def _weights(run: Run, system: SystemConfig) -> list[Weights]:
+    return [run.weights.weights(source) for source in system.sources()]
+
+
+class _LazyGenerator:
+    """A system's generator, which loads its models when there is a first question to answer."""
+
+    def __init__(self, stage: Evaluate, run: Run, system: SystemConfig):
+        self._stage, self._system = stage, system
+        self._weights = _weights(run, system)
+        self.settings: dict[str, Any] = {
+            "models": [weights.fingerprint() for weights in self._weights],
+            "dtype": stage.dtype,
+        }
+        if len(self._weights) == 3:
+            self.settings["alpha"] = system.alpha
+
+    @functools.cached_property
+    def _generator(self) -> TextGenerator:
+        mesh = make_mesh(self._stage.mesh)
+        models = [weights.load(mesh, self._stage.dtype or None) for weights in self._weights]
+        names = [source.name for source in self._system.sources()]
+        system = System.of(models, names, self._system.alpha)
+        return TextGenerator(system, mesh=mesh, slots=self._stage.slots)
+
+    def __call__(
+        self, prompts: list[str], max_new_tokens: int
+    ) -> Iterator[tuple[int, str, Sequence[int]]]:
+        return self._generator(prompts, max_new_tokens)
+
+
+STAGE = Evaluate

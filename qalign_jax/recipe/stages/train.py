@@ -1,0 +1,174 @@
+"""Trains a model on packed examples: question alignment, response alignment, pretraining."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import jax
+from absl import logging
+
+from qalign_jax.ahead.jobs import TrainingJob, Workload
+from qalign_jax.checkpoints.model import Card, describe_model
+from qalign_jax.checkpoints.record import Record
+from qalign_jax.checkpoints.state import Checkpoints
+from qalign_jax.data import packing
+from qalign_jax.data.batches import Batches, rows_for
+from qalign_jax.data.tokenizer import Tokenizer
+from qalign_jax.models.config import REMAT_POLICIES, Execution
+from qalign_jax.models.llama import Llama
+from qalign_jax.parallel.mesh import make_mesh
+from qalign_jax.recipe.stages.base import Run, Stage
+from qalign_jax.recipe.weights import Source, Weights
+from qalign_jax.training.loop import train
+from qalign_jax.training.optimizer import OptimizerConfig, Schedule
+from qalign_jax.training.step import (
+    TrainState,
+    abstract_state,
+    init_state,
+    make_train_step,
+    rows_multiple,
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Train(Stage):
+    """A training stage; the defaults are the paper's (section 4.1 and its authors' scripts)."""
+
+    init: str  # the weights: "random", a stage, or a directory
+    preset: str = ""  # the size of random weights, from models/presets.py
+    data: Mapping[str, Any]  # name -> data set (parts.source)
+    template: str = ""  # "" is the recipe's
+    length: int = 512
+    pack: bool = True
+    batch_size: int = 128  # examples a step, on average when packed
+    rows: int = 0  # rows a step; 0 follows from batch_size
+    epochs: float = 3.0
+    steps: int = 0  # 0 follows from epochs
+    lr: float = 2e-5
+    warmup: float = 0.03  # share of the steps
+    b1: float = 0.9
+    b2: float = 0.999
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+    clip: float = 1.0
+    micro_batches: int = 1
+    dtype: str = ""  # "" is the model's own, bfloat16 but for tiny presets
+    remat: str = ""  # full, qkvo, qkvo_mlp, none; "" is the model's own
+    save_every: int = 500
+    keep: int = 1
+
+    FREE: ClassVar[frozenset[str]] = Stage.FREE | {"micro_batches", "remat", "save_every", "keep"}
+
+    @property
+    def starts_from(self) -> Source:
+        return Source(self.init, self.preset)
+
+    def check(self) -> None:
+        choices = {"dtype": ("", "float32", "bfloat16"), "remat": ("", *REMAT_POLICIES)}
+        for key, known in choices.items():
+            if (value := getattr(self, key)) not in known:
+                raise ValueError(
+                    f"{self.name}: {key}={value!r}; it is one of {', '.join(known[1:])}"
+                )
+        least = {"length": 2, "batch_size": 1, "micro_batches": 1, "rows": 0}
+        for key, smallest in least.items():
+            if getattr(self, key) < smallest:
+                raise ValueError(
+                    f"{self.name}: {key}={getattr(self, key)}; expected at least {smallest}"
+                )
+
+    def sources(self) -> list[Source]:
+        tokenizer = [Source(self.tokenizer)] if self.tokenizer else []
+        return [self.starts_from, *tokenizer]
+
+    def prepare(self, run: Run) -> dict[str, Any]:
+        weights = run.weights.weights(self.starts_from)
+        try:
+            weights.check_vocabulary()
+        except ValueError as error:
+            raise ValueError(f"{self.name}: {error}") from None
+        return dict(self.packed(run, weights.tokenizer()).stats)
+
+    def jobs(self, run: Run, workload: Workload) -> dict[str, TrainingJob]:
+        card = run.weights.weights(self.starts_from).card()
+        model = Llama(card.config, self._execution(card.execution))
+        expected = self.batch_size / workload.examples_per_row
+        job = TrainingJob(
+            model, self._optimizer, self.mesh, self.micro_batches, self.rows, expected, self.length
+        )
+        return {"": job}
+
+    def run(self, run: Run) -> dict[str, Any]:
+        folder, mesh = run.workdir / self.name, make_mesh(self.mesh)
+        weights = run.weights.weights(self.starts_from)
+        tokenizer = weights.tokenizer()
+        packed = self.packed(run, tokenizer)
+        rows = self.rows or rows_for(
+            self.batch_size, packed, rows_multiple(mesh, self.micro_batches)
+        )
+        batches = Batches(packed, rows, self.seed)
+        steps = self.steps or batches.steps(self.epochs)
+        model = weights.load(mesh)
+        module = Llama(model.config, self._execution(model.execution))
+        logging.info(
+            "%s: %s parameters, %d steps of %d rows (%.1f examples)",
+            self.name, f"{model.config.num_parameters:,}", steps, rows,
+            rows * packed.stats["examples_per_row"],
+        )  # fmt: skip
+        run.workdir.write_json(f"{self.name}/packing.json", dict(packed.stats))
+        self._record(run, weights, packed, tokenizer)
+        if jax.process_index() == 0:
+            card = Card(module.config, module.execution, self.template)
+            describe_model(folder, card, tokenizer)
+
+        step = make_train_step(module, self._optimizer, mesh, self.micro_batches)
+        checkpoints = Checkpoints(folder, self.save_every, self.keep)
+        latest = checkpoints.latest()
+        try:
+            if latest != steps:  # else it was stopped between the last save and done.json
+                if latest is None:
+                    state = init_state(model.config, self._optimizer, mesh, model.params)
+                else:
+                    logging.info("%s: goes on from step %d", self.name, latest)
+                    wanted = abstract_state(model.config, self._optimizer, mesh).parts()
+                    state = TrainState.from_parts(checkpoints.restore(latest, wanted))
+                train(
+                    state, step, batches, Schedule(self.lr, steps, self.warmup),
+                    config=model.config, mesh=mesh, checkpoints=checkpoints,
+                    stage_dir=folder, name=self.name, profile=run.profile,
+                )  # fmt: skip
+        finally:
+            checkpoints.close()
+        return {"steps": steps, "rows": rows}
+
+    def packed(self, run: Run, tokenizer: Tokenizer) -> packing.PackedData:
+        """The packed data, built where it is not in the cache."""
+        try:
+            return packing.build(
+                self.data, tokenizer, self.template, self.length, run.cache_dir, self.seed,
+                self.pack,
+            )  # fmt: skip
+        except ValueError as error:
+            raise ValueError(f"{self.name}: {error}") from None
+
+    @property
+    def _optimizer(self) -> OptimizerConfig:
+        return OptimizerConfig(self.b1, self.b2, self.eps, self.weight_decay, self.clip)
+
+    def _execution(self, execution: Execution) -> Execution:
+        """The model's own execution, changed as the stage says."""
+        changes = {"dtype": self.dtype, "remat": self.remat}
+        return dataclasses.replace(execution, **{key: v for key, v in changes.items() if v})
+
+    def _record(
+        self, run: Run, weights: Weights, packed: packing.PackedData, tokenizer: Tokenizer
+    ) -> None:
+        sources = {
+            "data": packed.fingerprint,
+            "tokenizer": tokenizer.fingerprint,
+            "init": weights.fingerprint(),
+        }
+        run.workdir.record(self.name, Record(self.settings(), sources))
+
+
+STAGE = Train

@@ -1,0 +1,75 @@
+"""The folder of a run: a folder a stage, and what it says of the stage's settings."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import jax
+from etils import epath
+
+from qalign_jax import files
+from qalign_jax import settings as settings_of
+from qalign_jax.checkpoints.record import Record, read_record, write_record
+
+_SETTINGS = "matters"  # the key in done.json, as in stage.json (checkpoints/record.py)
+
+
+class Workdir:
+    """Reads and writes what a run keeps beside its outputs; process 0 alone writes.
+
+    A stage's folder holds `stage.json` (the settings and sources of its weights: a run that
+    differs there is refused) and at the end `done.json`.
+    """
+
+    def __init__(self, path):
+        self.path = epath.Path(path)
+
+    def __truediv__(self, name: str) -> epath.Path:
+        return self.path / name
+
+    def write_json(self, name: str, content: Any) -> None:
+        """Writes a file of the run, replacing what was there at once."""
+        if jax.process_index() == 0:
+            files.write_json(self.path / name, content)
+
+    def is_done(self, name: str, settings: Mapping[str, Any]) -> bool:
+        """Whether a stage was finished with these settings."""
+        file = self.path / name / "done.json"
+        if not file.exists():
+            return False
+        done = files.read_json(file, "delete it, and the stage goes on from its last checkpoint")
+        return isinstance(done, dict) and done.get(_SETTINGS) == settings
+
+    def finish(self, name: str, settings: Mapping[str, Any], summary: Mapping[str, Any]) -> None:
+        """Writes done.json."""
+        self.write_json(f"{name}/done.json", {_SETTINGS: settings, **summary})
+
+    def check_settings(self, name: str, settings: Mapping[str, Any]) -> None:
+        """Raises a ValueError where the stage has a record of other settings."""
+        if record := read_record(self.path / name):
+            self._refuse(name, record.settings, settings)
+
+    def record(self, name: str, record: Record) -> None:
+        """Writes stage.json, or compares its sources with those that are recorded already.
+
+        Raises:
+          ValueError: a source is another one now.
+        """
+        if before := read_record(self.path / name):
+            self._refuse(name, before.sources, record.sources)
+        elif jax.process_index() == 0:
+            write_record(self.path / name, record)
+
+    def results(self, names: Iterable[str]) -> dict[str, Any]:
+        """The systems of those of the stages that scored some, by name."""
+        found = {}
+        for name in names:
+            if (file := self.path / name / "results.json").exists():
+                found |= files.read_json(file, "delete it and run its stage again")["systems"]
+        return found
+
+    def _refuse(self, name: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+        if found := settings_of.differences(before, now):
+            raise ValueError(
+                f"{self.path / name} was made with other settings: {found}. Take another "
+                "--workdir, or delete that folder (and those of the stages after it)"
+            )

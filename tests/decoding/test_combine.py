@@ -1,0 +1,116 @@
+"""Proxy-tuning against a plain loop that adds three models' logits, torch, no cache."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+
+from qalign_jax.decoding.combine import ProxyTuning
+from qalign_jax.decoding.engine import Engine
+from qalign_jax.models.config import Execution, LlamaConfig
+from qalign_jax.models.llama import Llama
+from qalign_jax.models.params import init_params
+from qalign_jax.parallel.mesh import make_mesh
+from tests.reference import to_transformers
+
+SMALL = LlamaConfig(
+    vocab_size=125,
+    d_model=32,
+    n_layers=2,
+    n_heads=4,
+    n_kv_heads=4,
+    d_ff=64,
+    head_size=8,
+    max_length=128,
+    init_scale=0.3,
+)
+F32 = Execution(dtype="float32")
+LARGE = dataclasses.replace(SMALL, d_model=48, n_layers=3, n_kv_heads=2, head_size=12)
+# past 128 the padded vocabulary is another one too
+LARGER_VOCABULARY = dataclasses.replace(SMALL, vocab_size=131)
+LENGTHS = (1, 60, 9, 50, 2)
+NEW = 16
+
+
+@functools.cache
+def models(antiexpert):
+    configs = (LARGE, SMALL, antiexpert)
+    return [
+        (Llama(config, F32), init_params(config, jax.random.key(i)))
+        for i, config in enumerate(configs)
+    ]
+
+
+def prompts():
+    rng = np.random.default_rng(3)
+    return [rng.integers(0, SMALL.vocab_size, length).tolist() for length in LENGTHS]
+
+
+@functools.cache
+def reference(alpha, antiexpert):
+    large, expert, anti = (
+        to_transformers(model.config, params) for model, params in models(antiexpert)
+    )
+
+    def last(model, ids):
+        return model(torch.tensor([ids])).logits[0, -1, : SMALL.vocab_size]
+
+    answers = []
+    with torch.no_grad():
+        for prompt in prompts():
+            ids = list(prompt)
+            for _ in range(NEW):
+                logits = last(large, ids) + alpha * (last(expert, ids) - last(anti, ids))
+                ids.append(int(logits.argmax()))
+            answers.append(ids[len(prompt) :])
+    return answers
+
+
+def decode(alpha, antiexpert, **options):
+    engine = Engine(models(antiexpert), ProxyTuning(alpha), eos_ids=(10_000,), **options)
+    return [ids for _, ids in sorted(engine.generate(prompts(), NEW))]
+
+
+@pytest.mark.parametrize(
+    ("alpha", "antiexpert"),
+    [(1.0, SMALL), (0.6, LARGER_VOCABULARY)],
+    ids=["alpha 1", "alpha 0.6, larger vocabulary"],
+)
+def test_tokens_are_those_of_three_models_added_up(alpha, antiexpert):
+    assert decode(alpha, antiexpert, slots=2) == reference(alpha, antiexpert)
+
+
+def test_a_mesh_changes_no_answer():
+    mesh = make_mesh("fsdp:4,tensor:2")
+    assert decode(0.6, LARGER_VOCABULARY, slots=4, mesh=mesh) == reference(0.6, LARGER_VOCABULARY)
+
+
+def test_alpha_matters():
+    large = Engine(models(SMALL)[:1], eos_ids=(10_000,), slots=2)
+    alone = [ids for _, ids in sorted(large.generate(prompts(), NEW))]
+    assert decode(0.0, SMALL, slots=2) == alone
+    assert decode(1.0, SMALL, slots=2) != alone
+
+
+def test_ids_that_one_model_lacks_get_no_probability():
+    large = jnp.zeros((1, 128)).at[:, 100:].set(-1e30)
+    expert = jnp.zeros((1, 256)).at[:, 90:].set(-1e30)
+    antiexpert = jnp.zeros((1, 128)).at[:, 80:].set(-1e30)
+    combined = ProxyTuning(2.0)([large, expert, antiexpert], 80)
+    assert combined.shape == (1, 128)
+    assert (combined[:, :80] == 0).all() and (combined[:, 80:] == -1e30).all()
+
+
+def test_a_prompt_id_that_one_model_lacks_is_refused():
+    engine = Engine(models(LARGER_VOCABULARY), ProxyTuning(), eos_ids=(0,))
+    with pytest.raises(ValueError, match=r"id 128.*125 ids that all models have"):
+        engine.generate([[1, 128]], 4)
+
+
+def test_three_models_are_wanted():
+    with pytest.raises(ValueError, match="ProxyTuning takes 3 models, 2 were given"):
+        Engine(models(SMALL)[:2], ProxyTuning(), eos_ids=(0,))

@@ -1,0 +1,295 @@
+"""A recipe runs, resumes, skips what is finished, and refuses what differs."""
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+import torch
+import transformers
+from ml_collections import ConfigDict
+
+from qalign_jax.checkpoints.model import load_model
+from qalign_jax.recipe import parts
+from qalign_jax.recipe.recipe import Recipe
+from qalign_jax.reporting import page
+
+STEPS = 40
+
+
+def make_config(tmp, **changes):
+    """A vocabulary, a base, a tuned model and an evaluation, in seconds."""
+    config = parts.recipe(
+        "small",
+        ("vocabulary", "base", "tuned", "evaluation"),
+        seed=5,
+        template="short",
+        tokenizer="vocabulary",
+        cache_dir=str(tmp / "cache"),
+        mesh="fsdp:4,tensor:2",
+    )
+
+    def problems(part, count):
+        return parts.source("word_problems", part=part, count=count)
+
+    config.vocabulary = parts.tokenizer(
+        500, {"documents": problems("pretraining", 400)}, symbols=("1", "2")
+    )
+    quick = dict(length=128, rows=8, steps=STEPS, lr=3e-3, save_every=4)
+    config.base = parts.training(
+        "random", {"documents": problems("pretraining", 200)}, preset="tiny", **quick
+    )
+    config.tuned = parts.training(
+        "base", {"answers": problems("responses", 100)}, micro_batches=2, **(quick | {"rows": 16})
+    )
+    config.evaluation = parts.evaluation(
+        systems={
+            "base": parts.system("base"),
+            "steered": parts.system("base", expert="tuned", antiexpert="base"),
+        },
+        benchmarks={
+            "word_problems": parts.benchmark(
+                part="test", count=3, languages=("de", "en"), max_new_tokens=8
+            )
+        },
+        dtype="float32",
+        slots=8,
+        mesh="data:4,tensor:2",
+    )
+    config.update(changes)
+    return config
+
+
+@pytest.fixture(scope="module")
+def tmp(tmp_path_factory):
+    return tmp_path_factory.mktemp("recipe")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp):
+    """The workdir of a finished run and what it returned."""
+    workdir = tmp / "run"
+    return workdir, Recipe(make_config(tmp), workdir).run()
+
+
+def rows_of(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_a_run_leaves_the_files_that_it_promises(finished):
+    workdir, outcome = finished
+    assert outcome["stages"] == dict.fromkeys(("vocabulary", "base", "tuned", "evaluation"), "done")
+    assert json.loads((workdir / "config.json").read_text())["seed"] == 5
+    for stage in ("base", "tuned"):
+        rows = rows_of(workdir / stage / "metrics.jsonl")
+        assert [row["step"] for row in rows] == list(range(1, STEPS + 1))
+        assert rows[-1]["loss"] < rows[0]["loss"] - 0.3
+        assert {"learning_rate", "grad_norm", "tokens_per_second", "mfu", "packing"} <= set(rows[0])
+        assert [p.name for p in (workdir / stage / "checkpoints").iterdir()] == [str(STEPS)]
+        assert list((workdir / stage / "tensorboard").iterdir())
+    for system in ("base", "steered"):
+        for language in ("de", "en"):
+            file = workdir / "evaluation" / system / "word_problems" / f"{language}.jsonl"
+            header, *answers = rows_of(file)
+            assert "header" in header and len(answers) == 3
+            assert set(answers[0]) >= {"id", "language", "question", "prompt", "output",
+                                       "prediction", "answer", "correct"}  # fmt: skip
+    results = json.loads((workdir / "evaluation" / "results.json").read_text())
+    assert results["systems"] == outcome["systems"]
+    scores = results["systems"]["steered"]["word_problems"]
+    assert scores["average"] == pytest.approx((scores["de"] + scores["en"]) / 2, abs=0.01)
+    assert scores["non_english"] == scores["de"] and "sound" in scores
+    assert "<h1>small</h1>" in page.write(workdir).read_text()
+
+
+def test_running_again_does_nothing_and_says_the_same(finished, tmp):
+    workdir, outcome = finished
+    files = [f for f in workdir.rglob("*") if f.is_file() and f.name != "config.json"]
+    before = {f: f.stat().st_mtime_ns for f in files if f.name != "report.html"}
+    assert Recipe(make_config(tmp), workdir).run() == outcome
+    assert before == {f: f.stat().st_mtime_ns for f in before}
+
+
+def test_a_system_added_later_is_scored_beside_those_that_are_there(finished, tmp):
+    workdir, outcome = finished
+    config = make_config(tmp)
+    config.evaluation.systems.tuned = parts.system("tuned")
+    later = Recipe(config, workdir).run()
+    assert later["systems"].keys() == {"base", "steered", "tuned"}
+    assert later["systems"]["base"] == outcome["systems"]["base"]
+
+
+def test_a_workdir_made_with_other_settings_is_refused_by_name(finished, tmp):
+    workdir, _ = finished
+    config = make_config(tmp)
+    config.tuned.lr = 1e-5
+    with pytest.raises(ValueError, match=r"tuned was made with other settings: lr was 0\.003"):
+        Recipe(config, workdir)
+
+
+def test_what_only_speeds_a_run_up_may_change(finished, tmp):
+    workdir, _ = finished
+    config = make_config(tmp)
+    config.mesh, config.tuned.remat, config.tuned.micro_batches = "fsdp:8", "full", 1
+    config.base.save_every = 1
+    recipe = Recipe(config, workdir)
+    assert all(recipe.is_done(stage) for stage in recipe.stages.values())
+
+
+@pytest.mark.slow
+def test_a_run_that_is_terminated_then_killed_ends_bit_identical(finished, tmp):
+    workdir, _ = finished
+    recipe_file = tmp / "recipe.py"
+    recipe_file.write_text(
+        "import pathlib\n"
+        "from tests.recipe.test_recipe import make_config\n"
+        f"def get_config(): return make_config(pathlib.Path({str(tmp)!r}))\n"
+    )
+    stopped = tmp / "stopped"
+    command = [sys.executable, "-m", "qalign_jax.run", f"--config={recipe_file}"]
+    command += [f"--workdir={stopped}", "--stages=vocabulary,base"]
+    metrics, saved = stopped / "base" / "metrics.jsonl", stopped / "base" / "checkpoints"
+
+    def start():
+        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+    def wait_for_rows(process, count):
+        while not metrics.exists() or metrics.read_text().count("\n") < count:
+            assert process.poll() is None, process.communicate()[1]
+            time.sleep(0.002)
+
+    process = start()
+    wait_for_rows(process, 2)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait() == 128 + signal.SIGTERM, process.communicate()[1]
+    (step,) = [int(child.name) for child in saved.iterdir()]
+    assert 2 <= step < STEPS, "the run was over before it was stopped"
+
+    process = start()
+    wait_for_rows(process, min(step + 3, STEPS - 5))
+    process.kill()
+    process.wait()
+    assert not (saved / str(STEPS)).exists(), "the run was over before it was killed"
+    with open(metrics, "a") as file:
+        file.write('{"step": 99, "lo')  # a torn line, as a kill can leave
+
+    process = start()
+    stdout, stderr = process.communicate()
+    assert process.returncode == 0, stderr
+    assert json.loads(stdout.splitlines()[-1])["stages"]["base"] == "done"
+    straight, again = rows_of(workdir / "base" / "metrics.jsonl"), rows_of(metrics)
+    assert [row["step"] for row in again] == list(range(1, STEPS + 1))
+    assert [row["loss"] for row in again] == [row["loss"] for row in straight]
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        load_model(stopped / "base").params,
+        load_model(workdir / "base").params,
+    )
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_its_examples(tmp):
+    config = make_config(tmp)
+    config.base.lr, config.base.clip = 1e38, 0.0
+    workdir = tmp / "nan"
+    with pytest.raises(FloatingPointError, match=r"step \d+: the loss is"):
+        Recipe(config, workdir, ["vocabulary", "base"]).run()
+    report = json.loads((workdir / "base" / "nan.json").read_text())
+    assert len(report["rows"]) == 8 and report["examples"][0][0].startswith("documents/")
+    assert not (workdir / "base" / "checkpoints" / str(STEPS)).exists()
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"stages": ("base", "vocabulary", "tuned", "evaluation")}, "does not come before"),
+        ({"stages": ("vocabulary", "base", "nothing")}, "no stage 'nothing'"),
+        ({"tokenizer": "/nowhere/tokenizer.model"}, "neither a stage"),
+    ],
+)
+def test_a_recipe_that_cannot_run_says_why_before_any_work(change, message, tmp):
+    with pytest.raises(ValueError, match=message):
+        Recipe(make_config(tmp, **change), tmp / "never")
+    assert not (tmp / "never").exists()
+
+
+@pytest.mark.parametrize(
+    "key, value, message",
+    [
+        ("init", "/nowhere/llama", "neither a stage"),
+        ("remat", "some", "one of full"),
+        ("kind", "training", "evaluate, tokenizer, train, or the module"),
+    ],
+)
+def test_a_stage_that_cannot_run_says_why_before_any_work(key, value, message, tmp):
+    config = make_config(tmp)
+    config.base[key] = value
+    with pytest.raises(ValueError, match=message):
+        Recipe(config, tmp / "never")
+
+
+@pytest.mark.parametrize(
+    "key, value, message",
+    [("rows", 6, "multiple of 4"), ("length", 4096, "more than the model's")],
+)
+def test_rows_and_lengths_that_do_not_fit_are_refused(key, value, message, finished, tmp):
+    config = make_config(tmp, stages=("vocabulary", "base"))
+    config.base[key] = value
+    with pytest.raises(ValueError, match=message):
+        Recipe(config, tmp / f"bad_{key}").run()
+
+
+def test_a_hugging_face_directory_is_trained_and_scored_with_its_own_tokenizer(tmp, model_file):
+    torch.manual_seed(0)
+    model = transformers.LlamaForCausalLM(
+        transformers.LlamaConfig(
+            vocab_size=420, hidden_size=64, intermediate_size=96, num_hidden_layers=2,
+            num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=256,
+        )
+    )  # fmt: skip
+    directory = tmp / "hf"
+    model.save_pretrained(directory)
+    shutil.copy(model_file, directory / "tokenizer.model")
+    config = make_config(tmp, stages=("tuned", "evaluation"), tokenizer="")
+    config.tuned.init, config.tuned.length, config.tuned.steps = str(directory), 200, 2
+    config.evaluation.systems = ConfigDict(
+        {"base": parts.system(str(directory)), "tuned": parts.system("tuned")}
+    )
+    workdir = tmp / "from_hf"
+    outcome = Recipe(config, workdir).run()
+    assert outcome["systems"].keys() == {"base", "tuned"}
+    gate = load_model(workdir / "tuned").params["layers"]["mlp"]["gate"]
+    before = load_model(directory).params["layers"]["mlp"]["gate"]
+    assert 0 < np.abs(gate - before).max() < 0.01
+
+
+def test_a_stage_may_end_its_prompt_in_its_own_way(tmp):
+    config = make_config(tmp)
+    config.tuned.template = "Q: {instruction}\nEnglish:"
+    recipe = Recipe(config, tmp / "own_prompt", ["vocabulary"])
+    recipe.run()
+    tuned = recipe.stages["tuned"]
+    tokenizer = recipe.shared.weights.weights(tuned.starts_from).tokenizer()
+    text = tokenizer.decode(tuned.packed(recipe.shared, tokenizer).tokens[0].tolist())
+    assert "\nEnglish:" in text and "\nA:" not in text
+
+
+@pytest.mark.parametrize("name", ["nothing", "seed", "mesh"])
+def test_what_is_no_stage_is_no_choice_of_one(name, tmp):
+    known = "the recipe's stages are vocabulary, base, tuned, evaluation"
+    with pytest.raises(ValueError, match=f"no stage '{name}'; {known}"):
+        Recipe(make_config(tmp), tmp / "never", [name])
+
+
+def test_a_key_that_describes_no_stage_cannot_be_one(tmp):
+    with pytest.raises(ValueError, match="no stage 'seed' is described in the recipe"):
+        Recipe(make_config(tmp, stages=("vocabulary", "seed")), tmp / "never")
+
+
+def test_a_stage_whose_weights_are_not_there_yet_asks_for_them(tmp):
+    with pytest.raises(ValueError, match="tuned needs base, which is not finished"):
+        Recipe(make_config(tmp), tmp / "never", ["tuned"])

@@ -1,0 +1,244 @@
+"""Stages made from their configs, weights resolved for all of them, and a kind in one file."""
+
+import dataclasses
+import json
+import shutil
+
+import jax
+import pytest
+from ml_collections import ConfigDict
+
+from qalign_jax.ahead.jobs import DecodingJob, TrainingJob, Workload, check_jobs
+from qalign_jax.checkpoints.model import Card, Model, save_model
+from qalign_jax.checkpoints.record import Record, write_record
+from qalign_jax.models.config import Execution
+from qalign_jax.models.params import init_params
+from qalign_jax.models.presets import preset
+from qalign_jax.recipe import parts
+from qalign_jax.recipe.recipe import Recipe
+from qalign_jax.recipe.stages.base import Stage, make_run, read_stages
+from qalign_jax.recipe.weights import Source
+
+
+@pytest.fixture
+def config():
+    config = parts.recipe("two", ("tuned", "scored"), mesh="fsdp:4,tensor:2")
+    config.tuned = parts.training("random", {}, preset="tiny")
+    config.scored = parts.evaluation(
+        systems={"tuned": parts.system("tuned")}, benchmarks={"mgsm": parts.benchmark()}
+    )
+    return config
+
+
+def read(config, workdir=""):
+    stages = read_stages(config)
+    return stages, make_run(config, stages, workdir)
+
+
+def test_an_evaluation_has_a_mesh_of_its_own_or_that_of_the_recipe(config):
+    assert {stage.mesh for stage in read_stages(config).values()} == {"fsdp:4,tensor:2"}
+    config.scored.mesh = "tensor:8"
+    stages = read_stages(config)
+    assert (stages["tuned"].mesh, stages["scored"].mesh) == ("fsdp:4,tensor:2", "tensor:8")
+
+
+def test_each_model_of_a_system_has_its_preset(config):
+    config.scored.systems.steered = parts.system(
+        "random", expert="random", antiexpert="random", preset="llama2_70b", small_preset="tiny"
+    )
+    scored = read_stages(config)["scored"]
+    assert scored.sources() == [
+        Source("random", "llama2_70b"), Source("random", "tiny"), Source("random", "tiny"),
+        Source("tuned"),
+    ]  # fmt: skip
+
+
+def test_the_architecture_of_a_stage_is_that_of_its_first_weights(config):
+    _, run = read(config)
+    assert run.weights.weights(Source("tuned")).card() == Card(*preset("tiny"), "paper")
+    with pytest.raises(ValueError, match="no weights can come from scored"):
+        run.weights.weights(Source("scored"))
+    config.tuned.init = "tuned"
+    with pytest.raises(ValueError, match="tuned needs tuned, which does not come before it"):
+        read_stages(config)
+
+
+def test_a_stage_computes_in_its_own_dtype_and_no_longer_than_the_model_reads(config):
+    config.tuned.update({"dtype": "bfloat16", "remat": "qkvo"})
+    stages, run = read(config)
+    job = stages["tuned"].jobs(run, Workload())[""]
+    assert isinstance(job, TrainingJob)
+    assert job.model.execution == Execution(dtype="bfloat16", remat="qkvo")
+    assert job.expected_rows == 128 / 2.4
+    config.tuned.length = 4096
+    stages, run = read(config)
+    with pytest.raises(ValueError, match="tuned: length=4096 is more than the model's 2048"):
+        check_jobs("tuned", stages["tuned"].jobs(run, Workload()), jax.devices())
+
+
+def test_a_system_is_compiled_with_the_stages_dtype_and_room_for_the_longest_answer(config):
+    config.scored.benchmarks.msvamp = parts.benchmark()
+    stages, run = read(config)
+    job = stages["scored"].jobs(run, Workload(prompt_tokens=100))["tuned"]
+    assert isinstance(job, DecodingJob)
+    assert (job.models[0].execution.dtype, job.prompt, job.new) == ("bfloat16", 100, 600)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("kind", "evaluat", "kind='evaluat'; it is one of evaluate, tokenizer, train, or"),
+        ("kind", "no_package.stage", "kind='no_package.stage'; it is one of"),
+        ("dtype", "float64", "dtype='float64'; it is one of float32, bfloat16"),
+        ("remat", "foo", "remat='foo'; it is one of full, qkvo, qkvo_mlp, none"),
+        ("length", 0, "length=0; expected at least 2"),
+        ("batch_size", 0, "batch_size=0; expected at least 1"),
+        ("micro_batches", -1, "micro_batches=-1; expected at least 1"),
+        ("rows", -1, "rows=-1; expected at least 0"),
+    ],
+)
+def test_training_that_makes_no_sense_is_refused(key, value, message, config):
+    read_stages(config)
+    config.tuned[key] = value
+    with pytest.raises(ValueError, match=f"tuned: {message}"):
+        read_stages(config)
+
+
+def test_a_key_that_a_stage_does_not_have_or_lacks_is_named(config):
+    with config.tuned.unlocked():
+        config.tuned.epoch = 3.0
+    with pytest.raises(ValueError, match="tuned: a stage of kind 'train' has no key 'epoch'"):
+        read_stages(config)
+    del config.tuned["epoch"], config.tuned["init"]
+    with pytest.raises(ValueError, match="tuned: a stage of kind 'train' is missing the key 'init"):
+        read_stages(config)
+
+
+def test_evaluation_that_makes_no_sense_is_refused(config):
+    for change, message in [
+        ({"slots": 0}, "scored: slots=0; expected at least 1"),
+        ({"dtype": "int8"}, "scored: dtype='int8'"),
+        ({"benchmarks": {"mgsm": {"max_new_tokens": -1}}}, "max_new_tokens=-1; expected"),
+        ({"systems": {"tuned": {"expert": "tuned"}}}, "give both expert and antiexpert"),
+        ({"systems": {"tuned": {"beta": 1.0}}}, "scored.systems: .*beta"),
+    ]:
+        changed = config.copy_and_resolve_references()
+        with changed.unlocked():
+            changed.scored.update(change)
+        with pytest.raises(ValueError, match=message):
+            read_stages(changed)
+    for key in ("systems", "benchmarks"):
+        changed = config.copy_and_resolve_references()
+        changed.scored[key] = ConfigDict()
+        with pytest.raises(ValueError, match=f"scored: no {key} to evaluate"):
+            read_stages(changed)
+
+
+def test_rows_and_lengths_are_multiples_of_what_the_mesh_makes_of_them(config):
+    def check():
+        stages, run = read(config)
+        check_jobs("tuned", stages["tuned"].jobs(run, Workload()), jax.devices())
+
+    config.tuned.update({"rows": 8, "micro_batches": 2})
+    check()
+    config.tuned.rows = 12
+    with pytest.raises(ValueError, match="tuned: rows=12 must be a multiple of 8"):
+        check()
+    config.tuned.update({"rows": 8, "length": 511})
+    with pytest.raises(ValueError, match="tuned: length=511 must be a multiple of tensor:2"):
+        check()
+
+
+def test_settings_leave_out_what_only_says_how_it_is_computed(config):
+    config.tuned.data = ConfigDict({"own": parts.source("jsonl", "/here")})
+    before = {name: stage.settings() for name, stage in read_stages(config).items()}
+    config.mesh = "fsdp:8"
+    config.tuned.update({"remat": "full", "micro_batches": 4, "save_every": 1, "keep": 3})
+    config.tuned.data.own.path = "/there"
+    config.scored.update({"slots": 1, "mesh": "tensor:8"})
+    assert {name: stage.settings() for name, stage in read_stages(config).items()} == before
+    for key, value in {"seed": 1, "template": "short"}.items():
+        changed = config.copy_and_resolve_references()
+        changed[key] = value
+        assert read_stages(changed)["tuned"].settings() != before["tuned"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Shout(Stage):
+    """A kind of stage in one file: writes its text in capitals."""
+
+    text: str
+    times: int = 1
+
+    def run(self, run):
+        run.workdir.write_json(f"{self.name}/shouted.json", [self.text.upper()] * self.times)
+        return {"times": self.times}
+
+
+STAGE = Shout
+
+
+def test_a_kind_of_stage_is_added_in_one_file(tmp_path):
+    config = parts.recipe("loud", ("loud",))
+    config.loud = parts.stage("tests.recipe.test_stages", Shout, text="translate")
+    outcome = Recipe(config, tmp_path).run()
+    assert outcome["stages"] == {"loud": "done"}
+    assert json.loads((tmp_path / "loud" / "shouted.json").read_text()) == ["TRANSLATE"]
+    config.loud.times = 2
+    assert Recipe(config, tmp_path).run()["stages"] == {"loud": "done"}  # open again: it differs
+    assert len(json.loads((tmp_path / "loud" / "shouted.json").read_text())) == 2
+
+
+@pytest.fixture
+def directories(tmp_path, tokenizer, texts):
+    """A model's directory, and one of the same model with another tokenizer."""
+    from qalign_jax.data.tokenizer import load_tokenizer, train_sentencepiece
+
+    train_sentencepiece([text.upper() for text in texts], 420, tmp_path / "other.model")
+    config, execution = preset("tiny", vocab_size=420)
+    params = init_params(config, jax.random.key(0))
+    other = load_tokenizer(tmp_path / "other.model")
+    for name, its in (("own", tokenizer), ("odd", other)):
+        save_model(tmp_path / name, Model(config, execution, params, its, "short"))
+        write_record(tmp_path / name, Record({}, {"source": name}))
+    return tmp_path / "own", tmp_path / "odd"
+
+
+def evaluation(large, expert, antiexpert, **changes):
+    config = parts.recipe("steered", ("scored",), **changes)
+    config.scored = parts.evaluation(
+        systems={"steered": parts.system(str(large), str(expert), str(antiexpert))},
+        benchmarks={"word_problems": parts.benchmark(part="test", count=2)},
+    )
+    return config
+
+
+def test_a_system_of_models_whose_tokenizers_differ_is_refused_before_any_work(
+    directories, tmp_path
+):
+    own, odd = directories
+    config = evaluation(own, odd, own, cache_dir=str(tmp_path / "cache"))
+    with pytest.raises(ValueError, match=r"the tokenizers of .*own and .*odd differ: the piece"):
+        Recipe(config, tmp_path / "run").prepare()
+
+
+def test_a_tokenizer_of_the_recipe_that_is_not_the_directorys_is_refused(
+    directories, tmp_path, model_file
+):
+    own, odd = directories
+    config = evaluation(own, own, own, tokenizer=str(model_file), cache_dir=str(tmp_path / "cache"))
+    Recipe(config, tmp_path / "run").prepare()
+    config.scored.systems.steered.antiexpert = str(odd)
+    with pytest.raises(ValueError, match=rf"tokenizer={model_file} is not that of {odd}: the pie"):
+        Recipe(config, tmp_path / "run").prepare()
+    shutil.rmtree(odd / "tokenizer")  # without one of its own it takes the recipe's
+    Recipe(config, tmp_path / "run").prepare()
+
+
+def test_fingerprints_of_weights_change_with_their_record(directories):
+    own, odd = directories
+    config = evaluation(own, odd, own)
+    _, run = read(config)
+    found = [run.weights.weights(Source(str(path))).fingerprint() for path in (own, odd, own)]
+    assert found[0] == found[2] != found[1] and found[0].startswith(f"{own} ")
+    assert run.weights.weights(Source("random", "tiny")).fingerprint() == "random tiny 1234"

@@ -1,0 +1,73 @@
+"""Whole files: replaced at once, read line by line, wrong ones named."""
+
+import json
+
+import pytest
+
+from qalign_jax import files, settings
+from qalign_jax.checkpoints.model import Card, describe_model
+from qalign_jax.models.presets import preset
+from qalign_jax.recipe import parts
+from qalign_jax.recipe.recipe import Recipe
+from qalign_jax.training.metrics import MetricWriter
+
+
+def test_lines_end_at_newlines_alone_and_say_whether_they_do(tmp_path):
+    path = tmp_path / "lines.txt"
+    path.write_bytes("\ufeffone\u2028still one\r\n\n\u0085two".encode())
+    assert list(files.read_lines(path)) == [
+        (1, "one\u2028still one", True), (2, "", True), (3, "\u0085two", False),
+    ]  # fmt: skip
+
+
+def test_bytes_that_are_not_utf8_are_named_but_for_a_last_line_that_may_be_cut_off(tmp_path):
+    path = tmp_path / "lines.txt"
+    path.write_bytes(b"a\n\xe4\nb")
+    with pytest.raises(ValueError, match=r"lines\.txt:2: not UTF-8 \(byte 0xe4\)"):
+        list(files.read_lines(path, torn=True))
+    path.write_bytes("a\nä".encode()[:-1])
+    with pytest.raises(ValueError, match=r":2: not UTF-8"):
+        list(files.read_lines(path))
+    assert list(files.read_lines(path, torn=True))[1] == (2, "\ufffd", False)
+
+
+def test_a_line_that_is_no_json_is_named_and_a_torn_last_one_left_out_where_it_may_be(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"a": 1}\n\n{"a": 2}\n{"a"')
+    with pytest.raises(ValueError, match=r"rows\.jsonl:4: not JSON \(.* at column 5\); mend it"):
+        list(files.read_json_lines(path, "mend it"))
+    rows = list(files.read_json_lines(path, "mend it", torn=True, parse_int=str))
+    assert rows == [(1, {"a": "1"}), (3, {"a": "2"})]
+    path.write_text('{"a"\n{"a": 2}\n')
+    with pytest.raises(ValueError, match=":1: not JSON"):
+        list(files.read_json_lines(path, "mend it", torn=True))
+
+
+def test_what_a_run_keeps_is_replaced_at_once(tmp_path, tokenizer):
+    config = parts.recipe("empty", ())
+    Recipe(config, tmp_path).run()
+    describe_model(tmp_path, Card(*preset("tiny"), "short"), tokenizer)
+    writer = MetricWriter(tmp_path, 0)
+    writer.write({"step": 1, "loss": 0.5})
+    writer.close()
+    names = ("config.json", "model.json", "tokenizer/tokenizer.model", "metrics.jsonl")
+    before = {name: (tmp_path / name).read_bytes() for name in names}
+    opened = {name: open(tmp_path / name, "rb") for name in names}
+    config.seed = 7
+    Recipe(config, tmp_path).run()
+    describe_model(tmp_path, Card(*preset("tiny"), "paper"), tokenizer)
+    MetricWriter(tmp_path, 0).close()
+    for name, file in opened.items():
+        with file:  # its reader sees the old file whole, as one that is killed in between leaves it
+            assert file.read() == before[name], name
+    assert json.loads((tmp_path / "config.json").read_text())["seed"] == 7
+    assert (tmp_path / "metrics.jsonl").read_text() == ""
+    assert not [path for path in tmp_path.rglob(".*") if path.is_file()]
+
+
+def test_settings_that_differ_are_told_by_name():
+    before = {"lr": 1.0, "data": {"own": {"weight": 1}}, "languages": ["de"]}
+    assert settings.differences(before, settings.as_json({**before, "languages": ("de",)})) == ""
+    now = {"lr": 2.0, "data": {"own": {"weight": 1, "slice": ""}}, "languages": ["de"]}
+    found = settings.differences(before, now)
+    assert found == 'data.own.slice was (absent), is ""; lr was 1.0, is 2.0'
