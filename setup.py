@@ -20,7 +20,7 @@ setuptools.setup(
         "qalign_jax.configs",
     ],
     package_dir={"qalign_jax.configs": "configs"},
-    package_data={"qalign_jax": ["**/*.jinja"]},
+    package_data={"qalign_jax": ["**/*.jinja", "py.typed"]},
     install_requires=[
         "absl-py",
         "etils",
@@ -50,6 +50,7 @@ setuptools.setup(
             "peft",
             "pytest",
             "ruff",
+            "setuptools>=70.1",  # builds the wheel that a test installs
             "tiktoken",
             "torch",
         ],
