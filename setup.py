@@ -48,7 +48,9 @@ setuptools.setup(
         "test": [
             "libtpu; platform_system == 'Linux' and platform_machine == 'x86_64'",
             "peft",
+            "pyright",
             "pytest",
+            "pytest-xdist",
             "ruff",
             "setuptools>=70.1",  # builds the wheel that a test installs
             "tiktoken",
