@@ -10,6 +10,8 @@ os.environ["XLA_FLAGS"] = (
     # the tests compile far longer than they compute
     + " --xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
 )
+# the reference's threads spin while they wait, on cores that other test processes need
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 
