@@ -19,6 +19,16 @@ from qalign_jax.data.tokenizer import load_tokenizer, train_sentencepiece
 from tests.files import QUESTIONS
 
 
+def pytest_collection_modifyitems(config, items):
+    """Leaves out what is for releases unless -m names it. An -m in addopts would not do: the
+    command line's takes its place.
+    """
+    if "release" not in config.option.markexpr:
+        left_out = [item for item in items if item.get_closest_marker("release")]
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]
+
+
 @pytest.fixture(scope="session")
 def real_data() -> pathlib.Path:
     """The folder of real data, named by QALIGN_TEST_DATA or found beside the checkout."""
