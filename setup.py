@@ -20,7 +20,7 @@ setuptools.setup(
         "qalign_jax.configs",
     ],
     package_dir={"qalign_jax.configs": "configs"},
-    package_data={"qalign_jax": ["**/*.jinja"]},
+    package_data={"qalign_jax": ["**/*.jinja", "py.typed"]},
     install_requires=[
         "absl-py",
         "etils",
@@ -48,8 +48,11 @@ setuptools.setup(
         "test": [
             "libtpu; platform_system == 'Linux' and platform_machine == 'x86_64'",
             "peft",
+            "pyright",
             "pytest",
+            "pytest-xdist",
             "ruff",
+            "setuptools>=70.1",  # builds the wheel that a test installs
             "tiktoken",
             "torch",
         ],

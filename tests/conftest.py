@@ -10,11 +10,23 @@ os.environ["XLA_FLAGS"] = (
     # the tests compile far longer than they compute
     + " --xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
 )
+# the reference's threads spin while they wait, on cores that other test processes need
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 
 from qalign_jax.data.tokenizer import load_tokenizer, train_sentencepiece
 from tests.files import QUESTIONS
+
+
+def pytest_collection_modifyitems(config, items):
+    """Leaves out what is for releases unless -m names it. An -m in addopts would not do: the
+    command line's takes its place.
+    """
+    if "release" not in config.option.markexpr:
+        left_out = [item for item in items if item.get_closest_marker("release")]
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]
 
 
 @pytest.fixture(scope="session")

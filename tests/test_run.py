@@ -2,67 +2,133 @@
 
 import json
 import os
+import pathlib
+import shutil
 import subprocess
 import sys
 import zipfile
+from typing import NamedTuple
 
 import pytest
 
+# Imports take seconds, a mistake none: each case runs in a fork of one process that has imported.
+# A fork runs and ends as `python -m` does, in a folder of its own.
+FORKS = """
+import gc, json, os, runpy, sys
+import qalign_jax.ahead, qalign_jax.recipe, qalign_jax.reporting.page
 
-def command(*arguments, module="run", cwd=None, **environment):
-    return subprocess.run(
-        [sys.executable, "-m", f"qalign_jax.{module}", *arguments],
+gc.freeze()  # or each fork collects, as it ends, what was imported
+ended = []
+for number, (module, *arguments) in enumerate(json.loads(sys.argv[1])):
+    os.mkdir(str(number))
+    if not (child := os.fork()):
+        os.dup2(os.open(f"{number}.stdout", os.O_WRONLY | os.O_CREAT), 1)
+        os.dup2(os.open(f"{number}.stderr", os.O_WRONLY | os.O_CREAT), 2)
+        os.chdir(str(number))
+        sys.argv = [module, *arguments]
+        runpy.run_module(f"qalign_jax.{module}", run_name="__main__", alter_sys=True)
+        sys.exit()
+    ended.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+print(json.dumps(ended))
+"""
+
+
+class Ended(NamedTuple):
+    status: int
+    stdout: str
+    stderr: str
+    folder: pathlib.Path
+
+
+def commands(cases, folder, **environment):
+    """How each of `cases`, a module and its arguments, ended."""
+    forks = subprocess.run(
+        [sys.executable, "-c", FORKS, json.dumps(cases)],
         capture_output=True,
         text=True,
-        cwd=cwd,
+        cwd=folder,
         env=os.environ | environment,
+        timeout=300,
     )
+    assert forks.returncode == 0, forks.stderr
+    return {
+        case: Ended(
+            status,
+            (folder / f"{number}.stdout").read_text(),
+            (folder / f"{number}.stderr").read_text(),
+            folder / str(number),
+        )
+        for number, (case, status) in enumerate(zip(cases, json.loads(forks.stdout), strict=True))
+    }
 
 
-@pytest.mark.parametrize(
-    "arguments, message",
-    [
-        (["--config.no_such_key=1"], "no_such_key"),
-        (["--config=configs/math_cot.py:llama2_8b"], "llama2_7b"),
-        (["--config=no_such_file.py"], "no file no_such_file.py"),
-        (["--config.seed=abc"], "abc"),
-        (["stage"], "unexpected argument 'stage'"),
-        (["--config=configs/math_cot.py:tiny"], "--config.tokenizer must name"),
-        (["--stages=nothing"], "no stage 'nothing'"),
-        (["--coordinator=localhost:1", "--processes=2", "--process=2"], "--process=2"),
-        (["--processes=2", "--process=1"], "need --coordinator=HOST:PORT"),
-        (["--coordinator=localhost", "--processes=2"], "must be HOST:PORT"),
-    ],
-)
-def test_a_mistake_exits_with_2_and_one_line(arguments, message, tmp_path):
-    ended = command(*arguments, cwd=tmp_path)
-    assert ended.returncode == 2, ended.stderr
-    (line,) = [line for line in ended.stderr.splitlines() if line.startswith("error:")]
-    assert message in line and "Traceback" not in ended.stderr
-    assert not (tmp_path / "runs").exists()
+MISTAKES = [
+    (("--config.no_such_key=1",), "no_such_key"),
+    (("--config=configs/math_cot.py:llama2_8b",), "llama2_7b"),
+    (("--config=no_such_file.py",), "no file no_such_file.py"),
+    (("--config.seed=abc",), "abc"),
+    (("stage",), "unexpected argument 'stage'"),
+    (("--config=configs/math_cot.py:tiny",), "--config.tokenizer must name"),
+    (("--stages=nothing",), "no stage 'nothing'"),
+    (("--coordinator=localhost:1", "--processes=2", "--process=2"), "--process=2"),
+    (("--processes=2", "--process=1"), "need --coordinator=HOST:PORT"),
+    (("--coordinator=localhost", "--processes=2"), "must be HOST:PORT"),
+]
+HELP = [
+    ("run", "--config"),
+    ("prepare", "--config"),
+    ("generate", "--antiexpert"),
+    ("score", "--predictions"),
+    ("report", "--workdir"),
+    ("convert", "--adapter"),
+    ("fits", "--topology"),
+]
 
 
-@pytest.mark.parametrize(
-    "module, flag",
-    [
-        ("run", "--config"),
-        ("prepare", "--config"),
-        ("generate", "--antiexpert"),
-        ("score", "--predictions"),
-        ("report", "--workdir"),
-        ("convert", "--adapter"),
-        ("fits", "--topology"),
-    ],
-)
-def test_help_names_the_flags_and_what_they_take(module, flag, tmp_path):
-    ended = command("--help", module=module, cwd=tmp_path)
-    assert ended.returncode == 0 and "Traceback" not in ended.stderr
-    assert flag in ended.stdout
+@pytest.fixture(scope="module")
+def ended(tmp_path_factory):
+    cases = [("run", *arguments) for arguments, _ in MISTAKES]
+    cases += [(module, "--help") for module, _ in HELP]
+    return commands(cases, tmp_path_factory.mktemp("commands"))
+
+
+@pytest.mark.parametrize("arguments, message", MISTAKES)
+def test_a_mistake_exits_with_2_and_one_line(arguments, message, ended):
+    status, _, stderr, folder = ended["run", *arguments]
+    assert status == 2, stderr
+    (line,) = [line for line in stderr.splitlines() if line.startswith("error:")]
+    assert message in line and "Traceback" not in stderr
+    assert folder.is_dir() and not (folder / "runs").exists()
+
+
+@pytest.mark.parametrize("module, flag", HELP)
+def test_help_names_the_flags_and_what_they_take(module, flag, ended):
+    status, stdout, stderr, _ = ended[module, "--help"]
+    assert status == 0 and "Traceback" not in stderr
+    assert flag in stdout
+
+
+def test_help_imports_neither_jax_nor_the_data_sets(tmp_path):
+    program = (
+        "import atexit, runpy, sys\n"
+        "slow = {'jax', 'tensorflow_datasets'}\n"
+        "atexit.register(lambda: print('imported:', *sorted(slow & set(sys.modules))))\n"
+        "sys.argv = ['run', '--help']\n"
+        "runpy.run_module('qalign_jax.run', run_name='__main__', alter_sys=True)\n"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, cwd=tmp_path
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert "--config" in ended.stdout
+    assert ended.stdout.splitlines()[-1].split() == ["imported:"]
 
 
 @pytest.mark.slow
 def test_the_demo_shortened_runs_through_all_its_stages(tmp_path):
-    ended = command("--config.fast=True", f"--config.cache_dir={tmp_path / 'cache'}", cwd=tmp_path)
+    command = [sys.executable, "-m", "qalign_jax.run", "--config.fast=True"]
+    command.append(f"--config.cache_dir={tmp_path / 'cache'}")
+    ended = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert ended.returncode == 0, ended.stderr
     outcome = json.loads(ended.stdout.splitlines()[-1])
     assert set(outcome["stages"].values()) == {"done"} and len(outcome["stages"]) == 7
@@ -74,15 +140,23 @@ def test_the_demo_shortened_runs_through_all_its_stages(tmp_path):
 
 @pytest.mark.slow
 def test_an_installed_wheel_has_its_recipes_and_runs_from_any_folder(tmp_path):
-    root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    root = pathlib.Path(__file__).resolve().parents[1]
+    source = tmp_path / "source"  # or pip would leave its build beside the package
+    for folder in ("qalign_jax", "configs"):
+        ignored = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(root / folder, source / folder, ignore=ignored)
+    for file in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(root / file, source)
     pip = [sys.executable, "-m", "pip", "--quiet"]
-    subprocess.run([*pip, "wheel", "--no-deps", "-w", tmp_path, root], check=True)
+    wheeling = [*pip, "wheel", "--no-deps", "--no-build-isolation", "-w", tmp_path, source]
+    subprocess.run(wheeling, check=True)
     (wheel,) = tmp_path.glob("*.whl")
-    names = zipfile.ZipFile(wheel).namelist()
-    assert {"qalign_jax/configs/demo.py", "qalign_jax/reporting/page.html.jinja"} <= set(names)
-    subprocess.run([*pip, "install", "--no-deps", "--target", tmp_path / "site", wheel], check=True)
-    for arguments in (["--config=configs/math_cot.py:llama2_70b"], []):
-        ended = command(
-            *arguments, "--stages=nothing", cwd=tmp_path, PYTHONPATH=str(tmp_path / "site")
-        )
-        assert "no stage 'nothing'" in ended.stderr, ended.stderr
+    names = {"qalign_jax/configs/demo.py", "qalign_jax/reporting/page.html.jinja"}
+    assert names | {"qalign_jax/py.typed"} <= set(zipfile.ZipFile(wheel).namelist())
+    site = tmp_path / "site"
+    subprocess.run([*pip, "install", "--no-deps", "--target", site, wheel], check=True)
+    recipes = ["--config=configs/math_cot.py:llama2_70b"], []
+    cases = [("run", *recipe, "--stages=nothing") for recipe in recipes]
+    (tmp_path / "any").mkdir()
+    for case, ended in commands(cases, tmp_path / "any", PYTHONPATH=str(site)).items():
+        assert "no stage 'nothing'" in ended.stderr, (case, ended)
