@@ -15,7 +15,7 @@ import pytest
 # A fork runs and ends as `python -m` does, in a folder of its own.
 FORKS = """
 import gc, json, os, runpy, sys
-import qalign_jax.ahead, qalign_jax.recipe, qalign_jax.reporting.page
+import qalign_jax.fits, qalign_jax.recipe.parts, qalign_jax.recipe.recipe, qalign_jax.reporting.page
 
 gc.freeze()  # or each fork collects, as it ends, what was imported
 ended = []

@@ -185,7 +185,7 @@ def make_train_step(model: Llama, optimizer: OptimizerConfig, mesh: Mesh, micro_
         params = jax.tree.map(lambda p, u: p - learning_rate * u, state.params, updates)
         metrics = {
             "loss": loss,
-            "grad_norm": optax.global_norm(gradients),
+            "grad_norm": optax.tree.norm(gradients),
             "trained_tokens": trained,
             "tokens": jnp.sum(batch["segment_ids"] > 0),
         }

@@ -218,4 +218,4 @@ def test_a_generator_that_leaves_a_prompt_unanswered_is_an_error(tmp_path):
     with pytest.raises(RuntimeError, match="left 8 prompts"):
         run(tmp_path, lambda prompts, limit: iter(()))
     with pytest.raises(RuntimeError, match="answered prompt 0 twice"):
-        run(tmp_path, lambda prompts, limit: iter([(0, "1", 1), (0, "1", 1)]))
+        run(tmp_path, lambda prompts, limit: iter([(0, "1", [5]), (0, "1", [5])]))

@@ -100,7 +100,7 @@ def test_a_runs_own_answer_file_scores_as_the_run_did(tmp_path):
         "s",
         benchmarks.get("mgsm"),
         problems,
-        lambda prompts, limit: ((i, f"Es sind {i + 3}", 3) for i in range(len(prompts))),
+        lambda prompts, limit: ((i, f"Es sind {i + 3}", [5] * 3) for i in range(len(prompts))),
         "short",
         tmp_path,
         {},
