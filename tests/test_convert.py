@@ -226,6 +226,7 @@ def test_a_source_that_is_no_model_leaves_no_target(tmp_path):
     assert not (tmp_path / "target").exists()
 
 
+@pytest.mark.slow
 def test_the_real_260k_model_trains_leaves_and_says_the_same_in_transformers(real_data, tmp_path):
     write_pretrained(real_data / "tinyllama_260k", tmp_path / "hub")
     stories = [

@@ -45,6 +45,7 @@ def compiled(tiny):
     return fits(tiny, parse_slice("v5e-4"))
 
 
+@pytest.mark.slow
 def test_every_stage_of_a_recipe_is_compiled_and_told(compiled, tiny):
     assert compiled["topology"] == "v5e:2x2" and compiled["devices"] == 4 and compiled["fits"]
     assert list(compiled["stages"]) == list(tiny.stages)
@@ -54,6 +55,7 @@ def test_every_stage_of_a_recipe_is_compiled_and_told(compiled, tiny):
     assert all(stage in told for stage in tiny.stages) and "modelled" in told
 
 
+@pytest.mark.slow
 def test_the_donated_state_is_aliased_whole(compiled):
     for stage in ("question_alignment", "response_alignment"):
         found = compiled["stages"][stage]  # tiny matrices are padded to the chip's tiles
@@ -62,6 +64,7 @@ def test_the_donated_state_is_aliased_whole(compiled):
         assert program["aliased_bytes"] >= 0.99 * program["state_bytes"]
 
 
+@pytest.mark.slow
 def test_three_models_decode_in_one_program_that_holds_them_all(compiled):
     programs = compiled["stages"]["evaluation"]["programs"]
     one, three = (programs[f"{system} decode"] for system in ("base", "steered"))
@@ -69,11 +72,13 @@ def test_three_models_decode_in_one_program_that_holds_them_all(compiled):
     assert three["flops"] == pytest.approx(3 * one["flops"])
 
 
+@pytest.mark.slow
 def test_weights_are_gathered_and_gradients_scattered(compiled):
     collectives = compiled["stages"]["question_alignment"]["collectives"]
     assert collectives["all-gather"]["f32"] > 0 and collectives["reduce-scatter"]["f32"] > 0
 
 
+@pytest.mark.slow
 def test_evaluation_is_compiled_on_its_own_mesh_which_gathers_no_weight(compiled, tiny):
     shared = tiny.copy_and_resolve_references()
     shared.evaluation.mesh = ""
@@ -87,6 +92,7 @@ def test_evaluation_is_compiled_on_its_own_mesh_which_gathers_no_weight(compiled
     assert gathered(compiled) < gathered(alone)
 
 
+@pytest.mark.slow
 def test_a_sweep_tells_every_setting_that_fits_the_fastest_first(tiny):
     tiny = tiny.copy_and_resolve_references()
     tiny.question_alignment.rows = 2  # pure fsdp does not divide them, nor micro-batches
@@ -99,6 +105,7 @@ def test_a_sweep_tells_every_setting_that_fits_the_fastest_first(tiny):
     assert f"mesh={swept[0]['mesh']} remat={swept[0]['remat']}" in table(found)
 
 
+@pytest.mark.slow
 def test_where_a_stage_does_not_fit_what_was_tried_and_does_is_told(tiny):
     large = tiny.copy_and_resolve_references()
     large.question_alignment.update({"rows": 2**12, "length": 2048, "remat": "none"})

@@ -135,6 +135,7 @@ def test_a_truncated_file_is_named_with_its_tensor(directory):
         load_model(directory)
 
 
+@pytest.mark.slow
 def test_a_pickle_is_refused_with_the_command_that_converts_it(directory):
     state = {
         name: torch.from_numpy(value)

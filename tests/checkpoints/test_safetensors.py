@@ -74,7 +74,7 @@ def test_a_header_in_another_order_than_the_values_is_read_right(tmp_path):
     assert files.read("early") == 1 and files.read("late").tolist() == [2, 3]
 
 
-def test_identity_changes_with_any_tensor_and_not_with_the_files(tmp_path):
+def test_fingerprints_change_with_any_tensor_and_not_with_the_files(tmp_path):
     tensors = values("float32")
     folders = [tmp_path / name for name in ("one", "many", "changed")]
     for folder in folders:
@@ -83,7 +83,7 @@ def test_identity_changes_with_any_tensor_and_not_with_the_files(tmp_path):
     write(folders[1], tensors, shard_bytes=100)
     tensors["d"][21] += 1
     write(folders[2], tensors)
-    one, many, changed = (TensorFiles(folder).identity() for folder in folders)
+    one, many, changed = (TensorFiles(folder).fingerprint() for folder in folders)
     assert one == many != changed
 
 

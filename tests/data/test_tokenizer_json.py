@@ -79,6 +79,7 @@ def test_real_tokenizers_split_mgsm_the_same_in_eleven_languages(name, real_data
     assert tokenizer.eos_id not in tokenizer.encode("a</s>b")
 
 
+@pytest.mark.slow
 def test_llama3s_tokenizer_json_splits_mgsm_the_same_here(real_data, tmp_path):
     from transformers.convert_slow_tokenizer import TikTokenConverter
 

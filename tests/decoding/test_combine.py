@@ -75,6 +75,7 @@ def decode(alpha, antiexpert, **options):
     return [ids for _, ids in sorted(engine.generate(prompts(), NEW))]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("alpha", "antiexpert"),
     [(1.0, SMALL), (0.6, LARGER_VOCABULARY)],
@@ -84,6 +85,7 @@ def test_tokens_are_those_of_three_models_added_up(alpha, antiexpert):
     assert decode(alpha, antiexpert, slots=2) == reference(alpha, antiexpert)
 
 
+@pytest.mark.slow
 def test_a_mesh_changes_no_answer():
     mesh = make_mesh("fsdp:4,tensor:2")
     assert decode(0.6, LARGER_VOCABULARY, slots=4, mesh=mesh) == reference(0.6, LARGER_VOCABULARY)

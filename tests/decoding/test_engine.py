@@ -81,6 +81,7 @@ def some_eos(answers):
     return min(counts, key=lambda id: abs(counts[id] - len(answers) // 2))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", VARIANTS)
 def test_greedy_tokens_are_those_of_transformers(name):
     assert decode(VARIANTS[name], slots=3) == reference(name)
@@ -129,6 +130,7 @@ def test_a_row_that_finishes_gives_way_while_others_go_on():
     assert sorted(answers)[3] == (3, reference("multi-head", eos)[0])
 
 
+@pytest.mark.slow
 def test_a_mesh_changes_no_answer():
     config = VARIANTS["grouped-query"]
     mesh = make_mesh("fsdp:4,tensor:2")
@@ -177,6 +179,7 @@ def test_a_prompt_near_the_length_limit_gets_what_room_is_left():
 SAMPLING = Sampling(temperature=1.3, top_p=0.9, seed=5)
 
 
+@pytest.mark.slow
 def test_samples_depend_on_the_seed_and_the_request_alone():
     answers = decode(slots=3, sampling=SAMPLING)
     assert answers == decode(slots=3, sampling=SAMPLING)

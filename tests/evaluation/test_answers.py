@@ -199,6 +199,7 @@ def test_both_readers_read_every_msvamp_gold(real_data):
     assert seen == 10 * 1000
 
 
+@pytest.mark.slow
 def test_gsm8k_golds_keep_their_sign_in_the_sound_reader_only(real_data):
     negatives = 0
     for name in ("train", "test"):

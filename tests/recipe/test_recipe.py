@@ -243,6 +243,7 @@ def test_rows_and_lengths_that_do_not_fit_are_refused(key, value, message, finis
         Recipe(config, tmp / f"bad_{key}").run()
 
 
+@pytest.mark.slow
 def test_a_hugging_face_directory_is_trained_and_scored_with_its_own_tokenizer(tmp, model_file):
     torch.manual_seed(0)
     model = transformers.LlamaForCausalLM(

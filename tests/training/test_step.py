@@ -99,6 +99,7 @@ def wide():
     return config, params, batch, compute(Llama(config, PLAIN), params, batch, "one")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("remat", REMAT_POLICIES)
 @pytest.mark.parametrize("attention", ["plain", "splash"])
 def test_every_remat_policy_and_attention_on_a_mesh_equals_the_plain_step(remat, attention, wide):
@@ -107,6 +108,7 @@ def test_every_remat_policy_and_attention_on_a_mesh_equals_the_plain_step(remat,
     assert_near(compute(model, params, batch, "fsdp:2x2,tensor:2"), expected, 1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("attention", ["plain", "splash"])
 def test_in_bfloat16_they_stay_within_a_hundredth_of_the_plain_step(attention, wide):
     config, params, batch, _ = wide
