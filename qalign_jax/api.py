@@ -1,4 +1,4 @@
-"""The package in a notebook: load a model, or a steered one, and let it answer.
+"""The package in a notebook: loads a model, or a steered one, and generates text.
 
 model = qalign_jax.load("runs/demo/response_alignment")
 model.answer(["Tom has 12 oranges. He buys 5 more. How many oranges does Tom have now?"])
@@ -48,8 +48,8 @@ class LanguageModel:
           slots: prompts decoded at once.
 
         Raises:
-          ValueError: an empty list's worth of nothing is fine, but no empty prompt, no prompt that
-            fills the model's length, no number out of its range.
+          ValueError: an empty prompt, one that fills the model's length, or a number out of its
+            range.
         """
         if isinstance(prompts, str):
             raise ValueError("prompts is one text; give a list of them")
@@ -59,7 +59,7 @@ class LanguageModel:
         return [answers[number] for number in range(len(prompts))]
 
     def answer(self, questions: Sequence[str], max_new_tokens: int = 512, **options) -> list[str]:
-        """As `generate`, with each question in the prompt that the model was trained with."""
+        """As `generate`, with each question put into the prompt template."""
         if isinstance(questions, str):
             raise ValueError("questions is one text; give a list of them")
         prompts = [render(self.template, question) for question in questions]
@@ -88,7 +88,7 @@ def ProxyTuned(
     mesh: str = "",
     dtype: str = "",
 ) -> LanguageModel:
-    """Loads a large model that is steered by what tuning did to a small one.
+    """Loads a large model, steered by a tuned small one against the same untuned.
 
     Logits are large + alpha * (expert - antiexpert) (arXiv 2401.08565).
 

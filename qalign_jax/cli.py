@@ -18,7 +18,7 @@ DEFAULT_RECIPE = "configs/demo.py"
 def main(command: Callable[[list[str]], dict], define_flags: Callable[[], None]) -> None:
     """Runs `command` with the parsed flags and prints what it returns as one line of JSON.
 
-    Flags are defined here and not on import: the functions behind the commands are a library too.
+    Flags are defined here and not on import, because the commands' functions are a library too.
 
     A user's mistake (ValueError, or a flag that does not parse) becomes one line on stderr and
     exit status 2; a loss that is not finite, or a process that is missing, one line and status 1.

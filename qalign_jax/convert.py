@@ -6,7 +6,7 @@ r"""Converts a model from Hugging Face's format to this package's, or back, as t
 
 A Hugging Face directory (config.json, safetensors, tokenizer) becomes a folder such as a stage of a
 run leaves, and the other way round. Every command takes either, so a conversion is needed only to
-merge a LoRA adapter, to read a large model faster, and to leave.
+merge a LoRA adapter, to read a large model faster, and to export.
 """
 
 import math
@@ -38,7 +38,7 @@ from qalign_jax.data.tokenizer import load_tokenizer
 from qalign_jax.parallel.mesh import make_mesh
 from qalign_jax.reporting import model_card
 
-# What a target that is being written holds in UNFINISHED: who writes it.
+# The content of UNFINISHED in a target that is being written: the process that writes it.
 _OWNER = f"{socket.gethostname()} {os.getpid()}"
 _WRITTEN = re.compile(
     rf"{UNFINISHED}|model.*\.safetensors|model\.safetensors\.index\.json|(generation_)?config\.json|"
@@ -69,8 +69,7 @@ def convert(
       mesh: how this host's devices hold the weights (parallel/mesh.py).
 
     Raises:
-      ValueError: no model, a broken one, or a target that is something else already; before any
-        device is used.
+      ValueError: before any device is used: no model, a damaged one, or a target that exists.
     """
     source, target = files.absolute(source), files.absolute(target)
     _check_target(source, target)
@@ -118,7 +117,7 @@ def _read(source, adapter, dtype: DTypeLike | None, mesh: str) -> tuple[dict, Mo
 
 
 def _export(model: Model, tokenizer_files, trained, target, shard_bytes: int) -> None:
-    """Everything that `from_pretrained` reads; config.json last, so that half is not a model."""
+    """Writes all that `from_pretrained` reads; config.json last, so that half is not a model."""
     config, tokenizer, dtype = model.config, model.tokenizer, _dtype(model)
     stage_dir, step = trained
     for name, content in tokenizer_files.items():
@@ -139,7 +138,9 @@ def _dtype(model: Model) -> np.dtype:
 
 
 def _check_finite(model: Model) -> None:
-    is_finite = jax.jit(lambda array: jnp.isfinite(array).all())  # in one pass, nothing stored
+    is_finite = jax.jit(
+        lambda array: jnp.isfinite(array).all()
+    )  # one pass, without a mask in memory
     for path, leaf in jax.tree_util.tree_leaves_with_path(model.params):
         if not is_finite(leaf):
             name = "/".join(part.key for part in path)

@@ -27,7 +27,10 @@ def define_flags() -> None:
     cli.define_recipe()
     flags.declare_key_flag("config")
     flags.DEFINE_string(
-        "topology", None, "The slice: v5p:4x4x4, or by Google's name, v5p-128.", required=True
+        "topology",
+        None,
+        "The slice, v5p:4x4x4 or by Google's name v5p-128, of v4, v5e, v5p or v6e.",
+        required=True,
     )
     flags.DEFINE_integer("slices", 1, "How many of them, joined over DCN.", lower_bound=1)
     flags.DEFINE_list("stages", [], "Compile only these stages.")
@@ -60,7 +63,7 @@ def fits(
 
     Args:
       stages: only these; all that compute on devices by default.
-      workload: what is assumed of the data.
+      workload: assumptions about the data.
       suggest_others: where a stage does not fit, try what would.
       sweep_settings: find the fastest modelled setting of training that fits.
 
@@ -158,7 +161,7 @@ def _command(argv: list[str]) -> dict[str, Any]:
     del argv
     # libtpu ends the process over flags of other backends; its own come by LIBTPU_INIT_ARGS
     os.environ.pop("XLA_FLAGS", None)
-    jax.config.update("jax_platforms", "cpu")  # libtpu compiles here, and must look for no TPU
+    jax.config.update("jax_platforms", "cpu")  # libtpu only compiles: JAX must not look for a TPU
     values = flags.FLAGS
     result = fits(
         values.config,

@@ -6,7 +6,7 @@
 A DIR is a stage's folder of a run or a Hugging Face directory. The prompts are JSON Lines with
 `prompt`, taken as it is, or `question`, put into the prompt template; the output has the same lines
 in the same order, with `output` (text) and `tokens` (ids, EOS left out) added. Answers are kept in
-OUTPUT.partial as they finish, and the same command goes on from there after an interruption.
+OUTPUT.partial as they finish, and the same command resumes from them after an interruption.
 """
 
 import dataclasses
@@ -31,7 +31,7 @@ from qalign_jax.progress import Progress
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """What to decode with, and how; slots and mesh change no answer."""
+    """The models and settings of decoding; slots and mesh change no answer."""
 
     checkpoint: str
     expert: str = ""
@@ -72,7 +72,7 @@ def generate(request: Request, prompts: str | os.PathLike, output: str | os.Path
     compilation included.
 
     Raises:
-      ValueError: before any decoding: what is wrong with the request, the prompts or a directory.
+      ValueError: before any decoding: a request, prompts or a directory that cannot be used.
     """
     if os.path.abspath(prompts) == os.path.abspath(output):
         raise ValueError(f"--output={output} is the file of the prompts; give it another name")

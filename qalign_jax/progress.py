@@ -11,9 +11,9 @@ LOG_SECONDS = 10.0
 
 
 class Progress:
-    """Counts what is done of `total` and says how long the rest will take; process 0 speaks.
+    """Counts the units done of `total` and estimates the time left; process 0 alone logs.
 
-    Speed and time left are of this process's own work: what was `done` before does not count.
+    Speed and time left follow from this process's own work, without what was `done` before.
     """
 
     def __init__(self, name: str, total: int, done: int = 0, unit: str = "step"):
@@ -30,7 +30,7 @@ class Progress:
             logging.info("%s: %d of %d %ss are there", name, done, total, unit)
 
     def add(self, tokens: int = 0, count: int = 1, **shown: float) -> None:
-        """`count` more are done, of so many tokens; `shown` stands beside, like a loss."""
+        """Adds `count` units with their tokens; `shown` is logged beside, like a loss."""
         self._done += count
         self._tokens += tokens
         if self._bar is not None:

@@ -1,4 +1,4 @@
-"""Comparing the settings that outputs were made with, so that two of them never mix."""
+"""Comparing settings, so that outputs of different ones never mix."""
 
 import json
 from collections.abc import Mapping

@@ -39,13 +39,13 @@ class Compiled:
 
     fits: bool
     allowed_bytes: int  # of HBM, by the compiler
-    peak_bytes: int  # 0 where the compiler gave up and did not say
-    state_bytes: int = 0  # of the arguments that the program gives back changed
+    peak_bytes: int  # 0 where the compiler gives no number
+    state_bytes: int = 0  # of the donated state
     aliased_bytes: int = 0
     temporary_bytes: int = 0
-    flops: float = 0.0  # of the model, a device and call, recomputation left out
+    flops: float = 0.0  # of one device and call; recomputation left out
     compile_s: float = 0.0
-    # None where it does not fit: there is no program then
+    # None where it does not fit, and so is not compiled
     collectives: dict[str, dict[str, int]] | None = None  # kind -> dtype -> bytes
     hbm_bytes: int | None = None
     seconds: tuple[float, float] | None = None  # modelled: all overlapped, nothing overlapped
@@ -61,7 +61,7 @@ class Compiled:
             "state_gib": round(self.state_bytes / GIB, 3),
             "temporary_gib": round(self.temporary_bytes / GIB, 3),
             "peak_gib": round(self.peak_bytes / GIB, 3),
-            # below zero: what is missing; None where the compiler did not say
+            # negative: what is missing; None where the compiler gives no number
             "spare_gib": round(self.spare_bytes / GIB, 3) if self.peak_bytes else None,
             "state_bytes": self.state_bytes,
             "aliased_bytes": self.aliased_bytes,
@@ -157,7 +157,7 @@ def compile_and_print(lowered) -> tuple[jax.stages.Compiled, str]:
         options = {"xla_dump_to": folder, "xla_dump_hlo_as_text": True}
         compiled = lowered.compile(compiler_options=options)
         written = list(pathlib.Path(folder).glob("*.after_codegen.txt"))
-        # none where the program came from JAX's compilation cache
+        # JAX's compilation cache returns a program without its dump
         return compiled, written[0].read_text() if len(written) == 1 else compiled.as_text()
 
 
@@ -178,7 +178,7 @@ def _compile(
         return Compiled(False, allowed, peak, compile_s=time.monotonic() - began)
     seconds = time.monotonic() - began
     memory = compiled.memory_analysis()
-    assert memory, "the TPU compiler tells what memory a program takes"
+    assert memory, "the TPU compiler analyses memory"
     peak = (
         memory.argument_size_in_bytes + memory.temp_size_in_bytes
         + memory.output_size_in_bytes - memory.alias_size_in_bytes

@@ -1,6 +1,6 @@
 """What one device does in one call of a compiled program: collectives, and bytes through HBM.
 
-It follows from the program's text alone, without a device.
+Read from the program's text, without a device.
 """
 
 import collections
@@ -29,7 +29,7 @@ class Collective:
     """One collective operation, and how often a call executes it.
 
     `bytes` is the full-size side of one execution: the result of an all-gather, the operand of a
-    reduce-scatter or an all-reduce, what is sent otherwise; padding that the compiler added to a
+    reduce-scatter or an all-reduce, else what is sent; padding that the compiler added to a
     reduce-scatter counts. A combined collective sums its arrays and has the dtype of the largest.
     """
 
@@ -53,8 +53,8 @@ class Program:
     """What one device does in one call.
 
     `hbm_bytes` is a model: each instruction reads its operands from HBM once and writes its result
-    there once, unless they lie in another memory; slices and updates in place move only their part.
-    Tiles are taken as unpadded, and a matrix product as reading each operand once.
+    to HBM once, unless they are in another memory; slices and updates in place move only their
+    part. Tiles are taken as unpadded, and a matrix product as reading each operand once.
     """
 
     collectives: tuple[Collective, ...]
@@ -76,8 +76,8 @@ class Program:
 def read_program(text: str) -> Program:
     """Reads the text of a compiled program, as `compile_and_print` gives it.
 
-    Loops multiply what is in them by their trip count, 1 where it cannot be told. Of the branches
-    of a conditional the one that moves most counts. What is not understood is skipped; a text
+    Loops multiply their body by the trip count, 1 where the text does not give it. Of the branches
+    of a conditional the one that moves most counts. Lines that cannot be parsed are skipped; a text
     without an ENTRY gives an empty Program.
     """
     module = _Module(text)
@@ -95,7 +95,7 @@ class _Module:
     def cost(self, name: str) -> Program:
         """What one execution of a computation does, with all that it calls."""
         if name not in self.costs:
-            self.costs[name] = Program((), 0)  # stands for itself if it should call itself
+            self.costs[name] = Program((), 0)  # what a computation that calls itself adds
             self.costs[name] = self._cost(self.computations.get(name, Computation("", {}, "")))
         return self.costs[name]
 
@@ -168,7 +168,7 @@ class _Module:
         """The collectives that an instruction executes; in a fusion, those not in `seen`.
 
         An asynchronous collective has parts in several fusions, its start first, all with one
-        channel and one chain. The channel alone does not tell: those of shard_map are all 1.
+        channel and one chain. The channel alone does not identify it: those of shard_map are all 1.
         """
         if each.opcode == "fusion" and (inner := self.computations.get(each.called("calls"))):
             for part in inner.instructions.values():
@@ -204,7 +204,7 @@ class _Module:
             return 0
         if re.search(rf'custom_call_target="(?:{"|".join(_FREE_TARGETS)})"', each.attributes):
             return 0
-        read = {}  # an operand that stands there twice is read once
+        read = {}  # an operand that is listed twice is read once
         for place, name in enumerate(each.operands):
             if any(array.in_hbm for array in computation.arrays(name)):
                 read[name] = max(read.get(name, 0), self.read(each, place, computation))
@@ -212,7 +212,7 @@ class _Module:
         return sum(read.values()) + sum(size for size, array in written if array.in_hbm)
 
     def read(self, each: Instruction, place: int, computation: Computation) -> int:
-        """Bytes of its operand `place` that an instruction reads, wherever that lies."""
+        """Bytes of its operand `place` that an instruction reads, in whichever memory."""
         arrays = computation.arrays(each.operands[place])
         size = sum(array.bytes for array in arrays if array.in_hbm)
         size = size or sum(array.bytes for array in arrays)
@@ -307,7 +307,7 @@ def _members(attributes: str, devices: int) -> tuple[int, ...]:
         return tuple(numbers.reshape(-1)[: int(iota[1])].tolist())
     if mesh := re.search(r"replica_groups=@?mesh\[([^\]]*)\]\s*\{([^}]*)\}", attributes):
         sizes = {name: int(n) for name, n in re.findall(r"['\"]?(\w+)['\"]?=(\d+)", mesh[1])}
-        # an axis' part, (2)4, is so many numbers that are outside of it, and its own size
+        # a part of an axis, (2)4, gives the count outside of it and its own size
         axes = {
             name: (int(outside or 1), int(size or sizes[name]))
             for name, outside, size in re.findall(r"['\"](\w+)['\"](?::\((\d+)\)(\d+))?", mesh[2])

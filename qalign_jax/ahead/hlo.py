@@ -1,6 +1,6 @@
 """The text of a compiled program (HLO after all passes), read into its computations.
 
-Every loop, every collective and the memory space of every buffer stand in it.
+It holds every loop, every collective and the memory space of every buffer.
 """
 
 import collections
@@ -29,7 +29,7 @@ class Instruction:
     name: str
     shape: str
     opcode: str
-    argument: str  # what stands between the parentheses
+    argument: str  # the text between the parentheses
     attributes: str
 
     @functools.cached_property

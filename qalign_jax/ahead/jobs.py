@@ -1,4 +1,4 @@
-"""What a stage asks to be compiled: jobs that know their alternatives."""
+"""Jobs: the programs of a stage to be compiled, and the settings to try in their place."""
 
 import dataclasses
 import math
@@ -20,7 +20,7 @@ from qalign_jax.training.step import make_train_step, rows_multiple
 
 @dataclasses.dataclass(frozen=True)
 class Workload:
-    """What only the data would tell: it is assumed before the data is read.
+    """Assumptions about data that has not been read yet.
 
     2.4 examples a packed row are measured on question pairs and GSM8K at 512 tokens with LLaMA2's
     tokenizer; 1 makes the most rows.
@@ -64,7 +64,7 @@ class TrainingJob:
         make_train_step(self.model, self.optimizer, mesh, self.micro_batches)
 
     def asked(self, where: Slice) -> dict:
-        """What is compiled, for the report."""
+        """The settings that are compiled, for the report."""
         mesh = make_mesh(self.mesh, where.devices())
         multiple = rows_multiple(mesh, self.micro_batches)
         return {
@@ -133,7 +133,7 @@ class DecodingJob:
             raise ValueError(f"prompts of {self.prompt} tokens leave no room in the models' {room}")
 
     def asked(self, where: Slice) -> dict:
-        """What is compiled, for the report."""
+        """The settings that are compiled, for the report."""
         return {"mesh": self.mesh, "slots": self.slots, "length": self.prompt + self.new}
 
     def compile(self, where: Slice) -> dict[str, Compiled]:

@@ -1,4 +1,4 @@
-"""How long a compiled program would take: a model from published peaks, not a measurement."""
+"""A roofline model of a compiled program's time, from published peaks; not a measurement."""
 
 from jax.sharding import Mesh
 

@@ -1,4 +1,4 @@
-"""What else would fit: other settings on the same slice, or a larger one."""
+"""Settings that fit, on the same slice or on a larger one."""
 
 import sys
 
@@ -23,13 +23,13 @@ def suggest(job: Job, where: Slice) -> list[dict]:
 
 
 def sweep(job: TrainingJob, where: Slice) -> list[dict]:
-    """Every setting that fits on this slice, the fastest modelled one first."""
+    """The alternatives that fit on this slice, with every remat policy, fastest modelled first."""
     remats = tuple(name for name in REMAT_POLICIES if name != "none")
     return _fastest_first([_attempt(other, where) for other in job.alternatives(where, remats)])
 
 
 def spelt(asked: dict) -> str:
-    """What was asked for, as the keys of a recipe."""
+    """Settings as the keys of a recipe."""
     keys = ("mesh", "remat", "micro_batches", "rows", "slots")
     return " ".join(f"{key}={asked[key]}" for key in keys if key in asked)
 
@@ -40,7 +40,7 @@ def say(text: str) -> None:
 
 
 def _attempt(job: Job, where: Slice) -> dict | None:
-    """What was asked for and what it compiles to, if it fits."""
+    """The settings of a job and what it compiles to, None where it does not fit."""
     asked = job.asked(where)
     say(f"trying {where.name} {spelt(asked)}")
     try:

@@ -85,8 +85,8 @@ def tensor_shapes(config: LlamaConfig) -> dict[str, tuple[int, ...]]:
 def read_params(tensors, config: LlamaConfig, mesh: Mesh, dtype=jnp.float32):
     """The parameters of a directory, sharded over `mesh`, cast to `dtype`.
 
-    A tensor is read once, its parts go to their devices, and it is forgotten: beside what its
-    devices hold a host needs one tensor and the parts in flight, at most two tensors.
+    A tensor is read once, sent to its devices and dropped: beside what its devices hold, a host
+    needs one tensor and the parts in flight, at most two tensors.
 
     Args:
       tensors: TensorFiles, or an adapter over them (checkpoints/lora.py).
@@ -116,7 +116,9 @@ def read_params(tensors, config: LlamaConfig, mesh: Mesh, dtype=jnp.float32):
             if parent[key[-1]] is None:
                 parent[key[-1]] = jnp.zeros(whole.shape, dtype, device=sharding)
             parent[key[-1]] = _insert(sharding)(parent[key[-1]], part, layer)
-        parent[key[-1]].block_until_ready()  # or the host would run ahead, its tensors in tow
+        parent[
+            key[-1]
+        ].block_until_ready()  # else the host reads ahead of its devices and holds many tensors
         del part, values
         progress.add()
     progress.close()
@@ -150,7 +152,7 @@ def _names(config: LlamaConfig) -> dict[str, tuple[tuple[str, ...], int | None]]
             names |= {name.format(layer): (key, layer) for layer in range(config.n_layers)}
         else:
             names[name] = (key, None)
-    # by layer, as the released checkpoints have them: the reader's host then forgets file by file
+    # by layer, as in released checkpoints: a reader's host then needs one file at a time
     return dict(sorted(names.items(), key=lambda item: -1 if item[1][1] is None else item[1][1]))
 
 

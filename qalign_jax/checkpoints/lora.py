@@ -11,7 +11,7 @@ from qalign_jax.checkpoints.safetensors import TensorFiles
 
 _PREFIX = "base_model.model."
 _A, _B = ".lora_A.weight", ".lora_B.weight"
-# What adapter_config.json may say that is more than W + scale * B A: key -> the value meant here.
+# Keys of adapter_config.json that go beyond W + scale * B A, each with the one value that is read.
 _MUST_BE = {"peft_type": "LORA", "use_dora": False, "fan_in_fan_out": False, "bias": "none"}
 
 

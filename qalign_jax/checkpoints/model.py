@@ -48,7 +48,7 @@ class Model:
 
     @property
     def module(self) -> Llama:
-        """What computes with the parameters."""
+        """The linen module of these parameters."""
         return Llama(self.config, self.execution)
 
 

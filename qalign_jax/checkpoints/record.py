@@ -8,7 +8,7 @@ from etils import epath
 
 from qalign_jax import files
 
-# The keys on disk. Runs of the first release have them, and go on.
+# The keys on disk, unchanged since the first release, whose runs resume.
 _SETTINGS, _SOURCES = "matters", "made_from"
 
 

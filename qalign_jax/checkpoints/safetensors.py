@@ -26,7 +26,7 @@ SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """Where a tensor lies: its file, dtype, shape, and the first of its bytes there."""
+    """The place of a tensor: its file, dtype, shape, and the first of its bytes there."""
 
     file: epath.Path
     dtype: np.dtype
@@ -41,8 +41,8 @@ class Entry:
 class TensorFiles:
     """The tensors of a model's directory by name, over one file or several with an index.
 
-    Opening reads the headers alone and checks them: what the index promises is there, and every
-    file is as long as its header says.
+    Opening reads the headers alone and checks them: every tensor of the index exists, and every
+    file has the length that its header gives.
 
     Raises:
       ValueError: naming the file, and the tensor where one is at fault.
@@ -65,7 +65,7 @@ class TensorFiles:
                 raise ValueError(
                     f"{self.directory}: the tensor {name} is not in {file}, where {index} has it"
                 )
-        # in the order in which they lie, so that each file is read from front to back
+        # in the order of the files, so that each file is read from front to back
         self.entries: dict[str, Entry] = {
             name: entry
             for file in files
@@ -105,7 +105,7 @@ def read_header(path: epath.Path) -> dict[str, Entry]:
     """The tensors of one file.
 
     Raises:
-      ValueError: no safetensors file, one that is cut off, or a dtype that is no model's.
+      ValueError: no safetensors file, one that is cut off, or a dtype that is not read.
     """
     try:
         length = path.stat().length

@@ -1,1 +1,1 @@
-"""From source files to packed batches; knows no model."""
+"""From source files to packed batches, without a model."""

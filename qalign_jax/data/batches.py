@@ -14,7 +14,7 @@ from qalign_jax.data.packing import ARRAYS, PackedData
 class Batches:
     """Shuffled rows, each epoch in an order of its own; a batch may reach into the next epoch.
 
-    Nothing is kept between steps: to resume at step t is to ask for batch t. A host reads only
+    There is no state between steps: a run resumes at step t with batch t. A host reads only
     the rows that its devices hold.
     """
 

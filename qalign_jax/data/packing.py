@@ -1,4 +1,4 @@
-"""Examples -> tokenised, masked rows of one length, cached under a fingerprint of their making.
+"""Examples -> tokenised, masked rows of one length, cached under a fingerprint of all settings.
 
 An example is BOS prompt response EOS, cut to `length` tokens; token i is trained to predict token
 i + 1, so n tokens fill n - 1 positions. Several examples share a row: `segment_ids` keeps their
@@ -23,7 +23,7 @@ from qalign_jax.data.datasets import Source, load_examples
 from qalign_jax.data.tokenizer import Tokenizer
 from qalign_jax.progress import Progress
 
-FORMAT = 1  # raise when the same input would give other rows
+FORMAT = 1  # to be raised when the same input gives other rows
 ARRAYS = {
     "tokens": np.int32,
     "targets": np.int32,
@@ -128,7 +128,7 @@ def build(
             try:
                 aside.rename(final)
             except OSError:
-                if not final.exists():  # else another process was first, with the same rows
+                if not final.exists():  # else another process has written the same rows
                     raise
         finally:
             shutil.rmtree(aside, ignore_errors=True)
@@ -281,7 +281,7 @@ def _copies(indices: np.ndarray, weight: float, random: np.random.Generator) -> 
 
 
 def _packed_rows(order: np.ndarray, sizes: np.ndarray, length: int) -> list[list[int]]:
-    """Rows of example indices, of which the positions are filled.
+    """Rows of example indices with few positions left over.
 
     On the real question pairs at 512 tokens, best fit fills 93 % of the positions in random order
     and 96 % with the longest first; these rows fill 98 %.
@@ -292,11 +292,11 @@ def _packed_rows(order: np.ndarray, sizes: np.ndarray, length: int) -> list[list
 
 
 def _filled_rows(order: np.ndarray, sizes: np.ndarray, length: int, gap: int) -> list[list[int]]:
-    """Fills one row after the other.
+    """Fills the rows one by one.
 
     Each row starts with the longest example left. Then comes the longest that fits; or, where
     that would leave more than `gap` positions, the first of the two that fill best. A wide gap
-    keeps the short examples for the rows that have no other use for their room. Which examples
+    keeps short examples for rows whose rest nothing else fills. Which examples
     of a size share a row is decided by `order` alone.
     """
     waiting: list[list[int]] = [[] for _ in range(length + 1)]  # by size

@@ -14,7 +14,7 @@ from etils import epath
 
 from qalign_jax import files
 
-# What belongs to a tokenizer in a model's directory, kept so that `save` gives it back.
+# The files of a tokenizer in a model's directory; `save` writes them again.
 _FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json")
 # Texts that tokenizers with equal pieces may split differently: spaces, digits, scripts, specials.
 PROBES = (
@@ -56,7 +56,7 @@ class Tokenizer(abc.ABC):
 
     @abc.abstractmethod
     def decode(self, ids: Sequence[int]) -> str:
-        """The text; special ids and ids beyond the vocabulary (a padded head's) are left out."""
+        """The text; special ids, and ids of a padded head beyond the vocabulary, are left out."""
 
     def hugging_face_files(self) -> dict[str, bytes]:
         """The files from which transformers' AutoTokenizer splits as this tokenizer does.
@@ -140,7 +140,7 @@ class HuggingFaceTokenizer(Tokenizer):
         self.files = dict(files)
         config = json.loads(files.get("tokenizer_config.json", b"{}"))
         if any(_content(config.get(key)) != token for key, token in kept.items()):
-            # The ids came from another file (config.json): say them where `save` writes.
+            # The ids came from config.json, which `save` does not write: they go into this file.
             self.files["tokenizer_config.json"] = json.dumps(config | kept, indent=2).encode()
         ids = f"{self.bos_id} {self.eos_id}".encode()
         self.fingerprint = _fingerprint("huggingface", files["tokenizer.json"], ids)
@@ -174,7 +174,7 @@ def load_tokenizer(path: str | os.PathLike) -> Tokenizer:
     """Reads a sentencepiece model file, or a directory with tokenizer.json or tokenizer.model.
 
     Raises:
-      ValueError: nothing there, or not a tokenizer that this package reads.
+      ValueError: no tokenizer at this path, or one that this package does not read.
     """
     path = epath.Path(path)
     if path.is_file():

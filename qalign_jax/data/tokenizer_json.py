@@ -1,4 +1,4 @@
-"""A sentencepiece BPE model as Hugging Face tokenizer files, for models that leave this package.
+"""A sentencepiece BPE model as Hugging Face tokenizer files, for exported models.
 
 transformers reads a bare tokenizer.model too, but release 5 loses the order of its merges (two
 spaces in a row are split otherwise) and does not find user-defined symbols.
@@ -24,7 +24,7 @@ def from_sentencepiece(model: bytes, probes: Sequence[str]) -> dict[str, bytes]:
     `probes`.
 
     Raises:
-      ValueError: a model that cannot be said in those files (not BPE with byte fallback, or with a
+      ValueError: a model that those files cannot express (not BPE with byte fallback, or with a
         normalisation of its own).
     """
     proto = _Model.FromString(model)
@@ -35,7 +35,7 @@ def from_sentencepiece(model: bytes, probes: Sequence[str]) -> dict[str, bytes]:
     unknown, bos, eos = (
         pieces[i].piece for i in (processor.unk_id(), processor.bos_id(), processor.eos_id())
     )
-    # a symbol stands as text in the vocabulary: there its id is looked up
+    # the vocabulary holds a symbol as its text, by which its id is looked up
     vocab = {
         _text(piece.piece) if piece.type == _Piece.USER_DEFINED else piece.piece: i
         for i, piece in enumerate(pieces)

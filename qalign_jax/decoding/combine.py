@@ -1,4 +1,4 @@
-"""How several models' logits become one distribution: the first model's alone, or proxy-tuning."""
+"""One distribution from several models' logits: the first model's alone, or proxy-tuning."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ class FirstModel:
 
 @dataclasses.dataclass(frozen=True)
 class ProxyTuning:
-    """A large model steered by what tuning did to a small one (Liu et al., arXiv 2401.08565).
+    """A large model steered by a small one, tuned against untuned (Liu et al., arXiv 2401.08565).
 
     logits = large + alpha * (expert - anti-expert), on raw next-token logits.
     """
@@ -39,7 +39,7 @@ class ProxyTuning:
         width = min(one.shape[-1] for one in logits)
         large, expert, antiexpert = (one[:, :width].astype(jnp.float32) for one in logits)
         combined = large + self.alpha * (expert - antiexpert)
-        # a column that one model masks and another has is no number to add up
+        # where one model masks a column, the sum is meaningless
         return jnp.where(jnp.arange(width) < vocab_size, combined, -1e30)
 
 

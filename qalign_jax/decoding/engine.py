@@ -86,9 +86,9 @@ class Engine:
         there is room for, with one warning. Answers do not depend on slots or neighbours.
 
         Args:
-          prompts: token ids, BOS included where the model wants one.
-          numbers: what each prompt is known by, 0, 1, ... by default: it is yielded, and it seeds
-            the prompt's samples, so that a part decoded later samples the same.
+          prompts: token ids, BOS included.
+          numbers: of the prompts, 0, 1, ... by default. A number is yielded with its answer and
+            seeds its samples, so that a part decoded later samples the same.
 
         Raises:
           ValueError: at once, before any work: an empty prompt, one that fills the model's

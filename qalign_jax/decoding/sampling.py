@@ -1,4 +1,4 @@
-"""How the next token is chosen from logits: greedy, or temperature and then top-p."""
+"""Choosing the next token from logits: greedy, or by temperature and then top-p."""
 
 import dataclasses
 
@@ -54,7 +54,7 @@ def choose(sampling: Sampling, logits: jax.Array, keys: jax.Array) -> jax.Array:
     ranked = jnp.take_along_axis(logits, order, axis=-1)
     probabilities = jax.nn.softmax(ranked, axis=-1)
     before = jnp.cumsum(probabilities, axis=-1) - probabilities
-    # the first stays whatever rounding did to its own share
+    # the most probable stays, however its own share was rounded
     kept = (before < sampling.top_p).at[:, 0].set(True)
     rank = jax.vmap(jax.random.categorical)(keys, jnp.where(kept, ranked, -jnp.inf))
     return jnp.take_along_axis(order, rank[:, None], axis=-1)[:, 0].astype(jnp.int32)

@@ -1,7 +1,7 @@
 """Decoding on the device: rows of a fixed batch, filled by prefill, advanced by one loop.
 
-The two compiled functions take everything that shapes them as a hashable `Plan`, so that engines
-of equal models share programs. Shape letters as in models/llama.py; B counts slots here.
+The two compiled functions are specialised by a hashable `Plan`, so that engines of equal models
+share programs. Shape letters as in models/llama.py; B counts slots here.
 """
 
 import dataclasses
@@ -44,7 +44,7 @@ class Slots(struct.PyTreeNode):
 
     caches: tuple  # a model's each, as models/cache.py's empty_cache
     tokens: jax.Array  # [B] int32, the newest token
-    positions: jax.Array  # [B] int32, where it stands in its sequence
+    positions: jax.Array  # [B] int32, its position in the sequence
     requests: jax.Array  # [B] int32, the request's number, for its random key
     limits: jax.Array  # [B] int32, the most tokens to generate
     generated: jax.Array  # [B] int32, tokens in `outputs`, EOS not among them
@@ -169,7 +169,7 @@ def advance(plan: Plan, params, key, eos_ids, slots: Slots, stop_at_active, max_
 
 
 def _step(plan: Plan, params, key, eos_ids, slots: Slots) -> Slots:
-    # the cache drops what is written past its end: that is where idle rows write
+    # idle rows write past the cache's end, where writes are dropped
     positions = jnp.where(slots.active, slots.positions, plan.length)
     tokens = _place(plan, slots.tokens, ("batch",))
     logits, caches = [], []

@@ -72,7 +72,7 @@ class System:
 class TextGenerator:
     """A system's engine with text in and out.
 
-    The engine keeps the weights in their compute dtype; the system may be forgotten.
+    The engine holds the weights in their compute dtype; the system's own are not kept.
     """
 
     def __init__(self, system: System, **options):

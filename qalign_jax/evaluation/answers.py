@@ -2,7 +2,7 @@
 
 A reader takes a model's whole response and returns the number that it gives as its answer. The
 paper's reader is the headline, so that figures compare with published ones; the sound reader
-stands beside it and shows what that protocol hides (signs, decimal commas, spaced digits).
+is reported beside it and shows what that protocol hides (signs, decimal commas, spaced digits).
 """
 
 import math

@@ -1,4 +1,4 @@
-"""How far one gets on word problems without reading a word: the floor for the demo's accuracies."""
+"""The floor for the demo's accuracies: word problems solved from their numbers, without words."""
 
 import collections
 import itertools
@@ -16,7 +16,7 @@ def numbers_only(
     """Whether a reader that sees a question's numbers only is right, by language.
 
     The reader combines the numbers from left to right. From the training examples it learns, for
-    questions with so many numbers, which signs are right how often; of a test question's
+    each count of numbers, how often which signs are right; of a test question's
     candidates it takes the most often right one that gives a whole number within the range of the
     training answers. A question is `question` or `instruction`, an answer the last number of
     `answer` or `response`.

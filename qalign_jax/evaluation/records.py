@@ -34,7 +34,7 @@ class AnswerFile:
         self._written = 0.0
 
     def read(self) -> None:
-        """Takes over the answers that are there.
+        """Reads the answers of an earlier run.
 
         Raises:
           ValueError: the file was made with other settings, or a line before the last is damaged.

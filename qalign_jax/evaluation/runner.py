@@ -32,7 +32,7 @@ def evaluate(
     max_new_tokens: int = 0,
     write: bool | None = None,
 ) -> dict[str, Any]:
-    """Answers what is not answered yet and scores everything.
+    """Answers the problems without an answer, then scores all.
 
     Writes `<directory>/<system>/<benchmark>/<language>.jsonl`. All languages go to the generator
     in one stream, which keeps its decode slots full to the end.

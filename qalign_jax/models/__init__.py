@@ -1,1 +1,1 @@
-"""The LLaMA family: the model, its sizes, and Hugging Face's weights."""
+"""The LLaMA family: the model, its architecture and execution, its sizes."""

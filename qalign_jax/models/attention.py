@@ -48,7 +48,7 @@ def rotate(
 
 
 def packed_mask(segment_ids: jax.Array, window: int) -> jax.Array:
-    """Who sees whom in packed rows, [B, T, T] bool: earlier tokens of the same document.
+    """Which tokens a token sees in packed rows, [B, T, T] bool: earlier ones of its document.
 
     Args:
       segment_ids: [B, T] int32, one number a document, 0 for padding.
@@ -91,13 +91,13 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Arr
     return jnp.einsum("bkgts,bksh->btkgh", weights, v).reshape(batch, length, heads, head_size)
 
 
-# What splash's tiles and the TPU's lanes need: lengths and head sizes that are multiples of this.
+# Splash's tiles and the TPU's lanes need lengths and head sizes that are multiples of this.
 LANES = 128
 ATTENTION = ("auto", "plain", "splash")
 
 
 def packed_kernel(attention: str, platform: str, length: int, head_size: int, dtype: str) -> str:
-    """What attends in packed rows of this length: "plain", "splash" or "cudnn".
+    """The kernel of attention in packed rows of this length: "plain", "splash" or "cudnn".
 
     Args:
       attention: one of ATTENTION. "auto" is splash on a TPU, where the sizes allow it, cuDNN's
@@ -127,7 +127,7 @@ def cudnn_attend(
     mask: jax.Array,
     implementation: Literal["cudnn", "xla"] = "cudnn",
 ) -> jax.Array:
-    """What `attend` gives with k and v as [B, S, K, H], without the scores in memory."""
+    """As `attend`, with k and v as [B, S, K, H] and without the scores in memory."""
     return jax.nn.dot_product_attention(
         q, k, v, mask=mask[:, None], scale=q.shape[-1] ** -0.5, implementation=implementation
     )
@@ -136,7 +136,7 @@ def cudnn_attend(
 def splash_attend(
     q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array, window: int, interpret: bool
 ) -> jax.Array:
-    """What `attend` gives with `packed_mask`, in tiles that never leave the chip.
+    """As `attend` with `packed_mask`, in tiles that never leave the chip.
 
     Its outputs are saved as "qkvo" where remat saves those (models/llama.py).
 

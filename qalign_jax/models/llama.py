@@ -3,8 +3,8 @@
 Shape letters: B batch, T query length, S key length, D model, F feed-forward, N query heads,
 K key-value heads, G = N/K, H head size, V vocabulary (padded), L layers.
 
-The same file runs inside a shard_map, where weights are local and gathered by hand, and in
-automatic mode, where the partitioner does it: the module asks its `Parallelism`.
+The module runs inside a shard_map, where weights are local and gathered explicitly, and in
+automatic mode, where the partitioner does both: its `Parallelism` has the collectives.
 """
 
 import functools
@@ -73,7 +73,7 @@ class Attention(nn.Module):
 
         Args:
           x: [B, T / tensor, D]; positions: [B, T] int32; layer: its number, for the cache.
-          kernel: what attends among own tokens, as `packed_kernel` names it.
+          kernel: of attention among own tokens, a name that `packed_kernel` returns.
           mask: [B, T, S] bool; for splash the segment ids [B, T], of which it makes its own.
 
         Returns:

@@ -1,1 +1,1 @@
-"""Device meshes and the collectives that run over them."""
+"""Device meshes and their collectives, hosts and their barriers, chips and slices."""

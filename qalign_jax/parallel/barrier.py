@@ -1,8 +1,8 @@
-"""Barriers of all processes that name the processes which are missing.
+"""Barriers of all processes, with errors that name the processes that are missing.
 
 JAX's coordination service aborts every process where one never joins, and names none. So there is a
 first barrier on its port before the service opens there. The workers' connections to process 0 stay
-open for the later barriers, and tell at once when a process has ended.
+open for the later barriers, and close at once when a process ends.
 """
 
 import atexit
@@ -20,11 +20,11 @@ ENDED = "ended before (see the log there)"
 
 
 class MissingProcess(RuntimeError):
-    """Processes did not reach a barrier, or have ended; says which, and on which host."""
+    """Processes did not reach a barrier, or have ended; its message names them and their hosts."""
 
 
 class Coordinator:
-    """Process 0: counts the workers that reach a barrier, and tells all of them who is missing.
+    """Process 0: counts the workers that reach a barrier, and sends all of them what is missing.
 
     The first barrier, named `first`, on `port`, is passed when the constructor returns. Raises
     ValueError where the port is taken.
@@ -172,7 +172,7 @@ class _Connection:
         # firewalls forget a silent connection in minutes; a host without power is noticed so too
         for option, value in (("IDLE", 30), ("INTVL", 10), ("CNT", 6)):
             connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, f"TCP_KEEP{option}"), value)
-        # a process that fails waits for all others at its exit, who must not wait for it
+        # a process that fails waits at its exit for all others, which must not wait for it
         atexit.register(self.close)
 
     def fileno(self) -> int:

@@ -14,7 +14,7 @@ LARGEST = 8960  # chips, a whole pod of v5p
 class Chip:
     """A generation of TPUs, by device; a v4's two cores are one device (megacore).
 
-    Published peaks; `hbm_gib` is what the compiler lets a program have.
+    Published peaks; `hbm_gib` is the memory that the compiler allows a program.
     """
 
     device_kinds: tuple[str, ...]  # parts of jax.Device.device_kind
@@ -36,7 +36,7 @@ CHIPS = {
     "v5p": Chip(("TPU v5",), 459, 95.73, 2765, 1200, 6.25, 3, 2, _DEEP),
     "v6e": Chip(("TPU v6",), 918, 31.24, 1638, 800, 12.5, 2, 1, _FLAT),
 }
-# bf16 TFLOP/s of devices that no slice here is made of, by a part of jax.Device.device_kind.
+# bf16 TFLOP/s of devices that are in no slice of CHIPS, by a part of jax.Device.device_kind.
 OTHER_TFLOPS: dict[str, float] = {"TPU7x": 1153, "H100": 989, "H200": 989, "A100": 312}
 
 
@@ -100,7 +100,7 @@ class Slice:
         return bigger[:2]
 
 
-# What keeps libtpu from looking for a TPU, and two processes from excluding each other.
+# Keeps libtpu from looking for a TPU, and two processes from excluding each other.
 _QUIET = {
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_WORKER_HOSTNAMES": "localhost",
@@ -116,7 +116,7 @@ def parse_slice(text: str, count: int = 1) -> Slice:
     v4 and v5p names count cores, two a chip; v5e and v6e names count chips.
 
     Raises:
-      ValueError: an unknown chip or size, with those that there are.
+      ValueError: an unknown chip or size; the message lists the known ones.
     """
     chip, mark, rest = text.partition(":" if ":" in text else "-")
     chip = {"v5litepod": "v5e"}.get(chip, chip)

@@ -6,8 +6,8 @@ import threading
 import jax
 from absl import logging
 
-# The one private module: public JAX joins a pod, but does not tell beforehand which process this
-# is, of how many (tests/parallel/test_hosts.py notices when it changes).
+# The one private module: public JAX joins a pod, but does not return the number and the count of
+# processes beforehand (tests/parallel/test_hosts.py fails when this module changes).
 from jax._src import clusters
 
 from qalign_jax.parallel.barrier import (
@@ -34,16 +34,16 @@ def initialize(
 ) -> None:
     """Joins the cluster: the one given by hand, else that of the TPU pod around this host.
 
-    Must come before anything asks JAX for its devices. Every process logs which it is and what it
-    sees; after that, process 0 alone logs what is no warning.
+    Must be called before anything asks JAX for its devices. Every process logs its number and its
+    devices; after that, processes other than 0 log warnings alone.
 
     Args:
-      coordinator: HOST:PORT of process 0; None leaves it to the pod.
-      processes, process: how many there are and which this is, with a coordinator.
-      timeout_s: how long to wait for the others.
+      coordinator: HOST:PORT of process 0; none leaves it to the pod.
+      processes, process: their count and the number of this one, with a coordinator.
+      timeout_s: how long to wait for the other processes.
 
     Raises:
-      ValueError: numbers that do not fit, an address that is none, a port that is taken.
+      ValueError: numbers that do not fit, a malformed address, a port that is taken.
       MissingProcess: not all joined.
     """
     global _barrier
@@ -104,7 +104,7 @@ def exit_after_grace(status: int) -> None:
 
 
 def _pod():
-    """What JAX finds out about the TPU pod around this host; None where there is none to use."""
+    """JAX's description of the TPU pod around this host; None outside of a pod."""
     if os.environ.get("JAX_PLATFORMS") == "cpu":
         return None
     pods = (clusters.GkeTpuCluster, clusters.GceTpuCluster)

@@ -1,8 +1,8 @@
 """Device meshes and the one table from logical axes to mesh axes.
 
-Every parameter and activation names its axes logically (`embed`, `heads`, ...); `RULES` says which
-mesh axes each of them is split over. The mesh always has the four axes of `AXES`, most of them of
-size one on a small machine, so that one program serves them all.
+Every parameter and activation names its axes logically (`embed`, `heads`, ...); `RULES` maps
+each to the mesh axes that it is split over. The mesh always has the four axes of `AXES`, most of
+size one on a small machine, so that one program serves all meshes.
 """
 
 import dataclasses
@@ -15,7 +15,7 @@ from jax import lax
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-# Outermost first: `data` may run between slices over DCN, `tensor` wants the fastest neighbours.
+# Outermost first: `data` may run between slices over DCN, `tensor` needs the fastest links.
 # fsdp has a second axis because the TPU compiler scatters gradients over two axes that span a
 # slice, where it all-reduces them in full over one.
 AXES = ("data", "fsdp", "fsdp_inner", "tensor")
@@ -129,7 +129,7 @@ def on_mesh(mesh: Mesh, specs):
 
 
 def batch_shards(mesh: Mesh) -> int:
-    """In how many parts the rows of a batch are split."""
+    """The number of parts that the rows of a batch are split in."""
     return math.prod(mesh.shape[axis] for axis in BATCH)
 
 
@@ -145,10 +145,10 @@ _sum.defvjp(lambda x, axis: (lax.psum(x, axis), None), lambda axis, _, g: (g,))
 
 @dataclasses.dataclass(frozen=True)
 class Parallelism:
-    """What a model asks of the mesh: local sizes, gathered weights, sums over `tensor`.
+    """The mesh as a model uses it: local sizes, gathered weights, sums over `tensor`.
 
     Between the products that `tensor` splits, each of its shards holds a part of every row
-    (sequence parallelism, Korthikanti et al., arXiv 2205.05198): what remat saves is as much
+    (sequence parallelism, Korthikanti et al., arXiv 2205.05198): saved activations are that much
     smaller, and the two halves of a sum move the bytes that the sum would. So a parameter that is
     whole on every tensor shard gets a part of its gradient on each, like on the batch's shards.
 

@@ -28,7 +28,7 @@ def parse_arg(arg: str) -> tuple[str, str]:
 
 
 def recipe(name: str, stages: tuple[str, ...], **changes) -> ConfigDict:
-    """What a recipe holds beside its stages."""
+    """A recipe's own keys; the stages are added to it."""
     config = ConfigDict()
     config.name = name
     config.stages = stages  # in order; each names a key of this config
@@ -67,14 +67,21 @@ def training(init: Value, data: dict[str, ConfigDict], **changes) -> ConfigDict:
 
 
 def system(model: Value, expert: Value = "", antiexpert: Value = "", **changes) -> ConfigDict:
-    """One system to score: a model, or one steered by an expert against an anti-expert."""
+    """One system to score: a model, or one steered by an expert against an anti-expert.
+
+    `changes`: alpha, preset and small_preset, as in SystemConfig (recipe/stages/evaluate.py).
+    """
     keys = [field.name for field in dataclasses.fields(SystemConfig)]
     values = {"model": model, "expert": expert, "antiexpert": antiexpert, **changes}
     return _config(SystemConfig, keys, values)
 
 
 def benchmark(path: Value = "", **options) -> ConfigDict:
-    """A benchmark: its files, and which languages and how many problems a language (0: all)."""
+    """A benchmark: its files and languages.
+
+    `limit` is of problems a language (0: all), `max_new_tokens` 0 the benchmark's own; other
+    options go to its data set.
+    """
     config = ConfigDict({"languages": (), "limit": 0, "max_new_tokens": 0})
     config.path = path
     config.update(options)

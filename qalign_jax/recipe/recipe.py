@@ -25,7 +25,7 @@ class Recipe:
 
     Raises:
       ValueError: a stage that makes no sense or is not described, weights that come from nowhere,
-        or a workdir whose stages were made with other settings.
+        or a workdir whose training stages were made with other settings.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class Recipe:
         self.workdir.write_json("config.json", self.config.to_dict())
         checked = False
         for stage in self.chosen:
-            # a barrier before and after the question, so that all hosts get one answer
+            # between barriers, so that all hosts read the same answer
             hosts.barrier(f"{stage.name} or not")
             done = self.is_done(stage)
             if not done and stage.USES_DEVICES and not checked:
@@ -95,7 +95,7 @@ class Recipe:
         return {name: statistics for name, statistics in found.items() if statistics}
 
     def is_done(self, stage: Stage) -> bool:
-        """Whether the stage is finished with its settings of today."""
+        """Whether the stage is finished, with its present settings; else it runs again."""
         return self.workdir.is_done(stage.name, stage.settings())
 
     def _open_stages(self) -> list[Stage]:

@@ -1,4 +1,4 @@
-"""The folder of a run: a folder a stage, and what it says of the stage's settings."""
+"""The folder of a run: a folder a stage, with records of the stage's settings."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -14,10 +14,11 @@ _SETTINGS = "matters"  # the key in done.json, as in stage.json (checkpoints/rec
 
 
 class Workdir:
-    """Reads and writes what a run keeps beside its outputs; process 0 alone writes.
+    """Reads and writes the records of a run; process 0 alone writes.
 
-    A stage's folder holds `stage.json` (the settings and sources of its weights: a run that
-    differs there is refused) and at the end `done.json`.
+    The folder of a training stage holds `stage.json`, the settings and sources of its weights: a
+    run that differs there is refused. A finished stage of any kind has `done.json`: it runs again
+    where its settings differ.
     """
 
     def __init__(self, path):
@@ -27,7 +28,7 @@ class Workdir:
         return self.path / name
 
     def write_json(self, name: str, content: Any) -> None:
-        """Writes a file of the run, replacing what was there at once."""
+        """Writes a file of the run, replacing an earlier one at once."""
         if jax.process_index() == 0:
             files.write_json(self.path / name, content)
 

@@ -1,1 +1,1 @@
-"""What a run shows at its end: the table and the page."""
+"""What a run shows at its end: tables, the page, and the card of an exported model."""

@@ -43,7 +43,7 @@ def text(
 
 
 def _stages(stage_dir: epath.Path) -> list[dict[str, Any]]:
-    """What shaped the weights, first to last."""
+    """The stages that led to the weights, first to last."""
     stages = []
     while record := read_record(stage_dir):
         settings, sources = record.settings, record.sources

@@ -1,4 +1,4 @@
-"""The report: one self-contained HTML page from what a run's stages left behind."""
+"""The report: one self-contained HTML page from the files of a run's stages."""
 
 import json
 import os
@@ -51,7 +51,7 @@ def write(workdir: str | os.PathLike) -> epath.Path:
 
 
 def _stage_names(workdir: epath.Path, config: Any) -> list[str]:
-    """The stages' folders, in the recipe's order, then what else is there."""
+    """The stages' folders in the recipe's order, then other folders."""
     there = sorted(path.name for path in workdir.iterdir() if path.is_dir())
     recipe = [name for name in (config or {}).get("stages") or () if name in there]
     return recipe + [name for name in there if name not in recipe]
@@ -77,7 +77,7 @@ def _training(path: epath.Path) -> dict[str, Any] | None:
     """First and last loss, steps, and the middle throughput of a stage's metrics."""
     if not path.exists():
         return None
-    # A run that was killed may have repeated steps and a torn last line.
+    # After a kill there may be repeated steps and a torn last line.
     steps: dict[int, dict[str, Any]] = {}
     for _, row in files.read_json_lines(path, "delete the line", torn=True):
         if isinstance(row, dict) and "loss" in row and "step" in row:

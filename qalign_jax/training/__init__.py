@@ -1,1 +1,1 @@
-"""Fine-tuning: the step, the optimiser, the loop, checkpoints and metrics."""
+"""Fine-tuning: the step, the optimizer, the loop, metrics and traces."""

@@ -27,7 +27,7 @@ from qalign_jax.training.step import BATCH_KEYS, TrainState
 
 
 class Preempted(SystemExit):
-    """The run was asked to stop; its state is saved and the same command goes on from there."""
+    """The run was asked to stop; its state is saved, and the same command resumes it."""
 
 
 def train(
@@ -45,8 +45,8 @@ def train(
 ) -> TrainState:
     """Trains from `state.step` to `schedule.steps`, saving on the way and at the end.
 
-    Batch t depends on (seed, t) alone, so a run that was stopped and started again sees what an
-    uninterrupted one sees.
+    Batch t depends on (seed, t) alone, so that a resumed run has the batches of an uninterrupted
+    one.
 
     Raises:
       FloatingPointError: the loss or the gradient is not finite; the step and the ids of the

@@ -1,4 +1,4 @@
-"""What training writes while it runs: metrics.jsonl and TensorBoard."""
+"""The metrics of training: metrics.jsonl and TensorBoard."""
 
 import json
 

@@ -23,7 +23,7 @@ class Profile:
 
 
 class Tracer:
-    """Starts and stops a profile's trace in `folder` as a loop tells its steps.
+    """Starts and stops a profile's trace in `folder` around the steps that it covers.
 
     The trace lies under `folder`/plugins/profile, where TensorBoard's profile plugin looks for it;
     its *.trace.json.gz opens in Perfetto.

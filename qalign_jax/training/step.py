@@ -27,7 +27,7 @@ BATCH_KEYS = ("tokens", "positions", "segment_ids", "targets", "loss_weights")
 
 @struct.dataclass
 class TrainState:
-    """What a step reads and writes: updates done (int32), parameters and moments (f32)."""
+    """The state of training: updates done (int32), parameters and moments (f32)."""
 
     step: jax.Array
     params: dict
@@ -91,7 +91,7 @@ def _fresh_state(config, optimizer, key):
 
 
 def _cached(function: Function) -> Function:
-    """functools.cache with the type of the function: linen modules are hashable, untold."""
+    """functools.cache that keeps the type: linen modules are hashable, but not typed as such."""
     return functools.cache(function)  # pyright: ignore[reportReturnType]
 
 

@@ -1,4 +1,4 @@
-"""Rows of published text and JSON files; every complaint names the file and the line."""
+"""Rows of published text and JSON files; every error names the file and the line."""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""Anyone's own training data: JSON Lines {"instruction", "response"}, optional id and language."""
+"""A user's own training data: JSON Lines {"instruction", "response"}, optional id and language."""
 
 from qalign_jax.data.datasets import base, inputs
 

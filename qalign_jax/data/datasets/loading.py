@@ -16,7 +16,7 @@ from etils import epath
 
 from qalign_jax.data import prompts
 
-# Imported by name: TFDS takes a second to import, and a typo should not wait for it.
+# Imported by name: TFDS takes a second to import, and a wrong name is an error before it.
 BUILDERS = {
     "question_pairs": "QuestionPairs",
     "gsm8k": "GSM8K",
@@ -104,7 +104,7 @@ class Examples(Sequence):
 
 
 def load_examples(source: Mapping[str, Any] | Source, data_dir: str | os.PathLike) -> Examples:
-    """The examples of a source, built under `data_dir` unless they are there already.
+    """The examples of a source, built under `data_dir` the first time.
 
     Training sets hold id, instruction, response, language (no instruction: plain text);
     benchmarks hold id, language, question, answer.
@@ -144,7 +144,7 @@ def parse_slice(text: str) -> slice:
 
 
 def _built(source: Source, config, data_dir: epath.Path) -> epath.Path:
-    """The folder of the built data set. Built aside and renamed: others may build it too."""
+    """The folder of the data set, built aside and renamed: several processes may build it."""
     builder_class = load_builder(source.name)
     version = str(builder_class.VERSION)
     final = data_dir / source.name / config.name

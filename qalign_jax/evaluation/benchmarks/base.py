@@ -1,4 +1,4 @@
-"""What the benchmarks share: languages, answer length, and how their problems are loaded."""
+"""The base of the benchmarks: languages, answer length, and loading of problems."""
 
 import collections
 import dataclasses

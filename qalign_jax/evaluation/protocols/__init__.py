@@ -1,1 +1,1 @@
-"""How an output is judged against the published answer: one protocol a file."""
+"""Protocols that judge an output against the published answer, one a file."""

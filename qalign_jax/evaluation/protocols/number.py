@@ -1,4 +1,4 @@
-"""Answers that are numbers: the paper's reader decides, a sound one stands beside it."""
+"""Answers that are numbers, by the paper's reader and by a sound one beside it."""
 
 from typing import Any
 
@@ -18,7 +18,7 @@ def read_gold(answer: str, where: str) -> tuple[float, float]:
 
 
 def judge(output: str, answer: str, language: str, where: str) -> dict[str, Any]:
-    """What both readers make of an output: prediction, correct, and the sound reader's two.
+    """Prediction and correctness of an output, by both readers.
 
     A prediction too large for a float is None, as JSON has no infinity; it is never correct.
     """

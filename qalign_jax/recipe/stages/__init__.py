@@ -1,1 +1,1 @@
-"""The kinds of stages, one module a kind; base.py says what a kind is."""
+"""The kinds of stages, one module a kind; base.py defines the protocol."""

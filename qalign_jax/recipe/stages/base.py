@@ -1,4 +1,4 @@
-"""What a stage is: a frozen dataclass made from its part of the recipe.
+"""The protocol of stages: a stage is a frozen dataclass, made from its part of the recipe.
 
 A kind of stage is one module whose `STAGE` is a subclass of `Stage`: a module of this folder by its
 name (`kind="train"`), any other by its dotted one (`kind="my_package.my_stage"`).
@@ -22,7 +22,7 @@ from qalign_jax.training.profile import Profile
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """What the stages of one run share."""
+    """The context of one run, shared by its stages."""
 
     workdir: Workdir
     weights: Resolver
@@ -37,7 +37,7 @@ class Run:
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Stage:
     """A stage of a recipe: these keys come from the recipe, those of a subclass from the stage's
-    own part of it. `template` and `mesh` are the stage's own where it names some.
+    own part of it. `template` and `mesh` are the stage's own where it has them.
     """
 
     kind: str
@@ -66,7 +66,7 @@ class Stage:
         return []
 
     def settings(self) -> dict[str, Any]:
-        """What shapes the stage's outputs, in JSON's types."""
+        """All that shapes the stage's outputs, in JSON's types."""
         own = {key: getattr(self, key) for key in sorted([*self.keys(), "kind"])}
         shared = {"seed": self.seed, "template": self.template}
         return settings_of.as_json(_without(own, self.FREE) | shared)
@@ -80,7 +80,7 @@ class Stage:
         return None
 
     def jobs(self, run: Run, workload: Workload) -> dict[str, Job]:
-        """What the stage computes on devices, by name: compiled by `fits`, checked by `run`."""
+        """The programs of the stage by name, for `fits` to compile and for `run` to check."""
         return {}
 
     def run(self, run: Run) -> dict[str, Any]:
@@ -140,7 +140,7 @@ def read_stages(config: ConfigDict) -> dict[str, Stage]:
 def make_run(
     config: ConfigDict, stages: Mapping[str, Stage], workdir, profile: Profile | None = None
 ) -> Run:
-    """What the stages of a recipe share."""
+    """The Run of a recipe's stages in a workdir."""
     recipe, folder = config.to_dict(), Workdir(workdir)
     shared = (recipe["tokenizer"], recipe["template"], recipe["seed"])
     cache_dir = epath.Path(recipe["cache_dir"]).expanduser()

@@ -156,7 +156,7 @@ class Train(Stage):
         return OptimizerConfig(self.b1, self.b2, self.eps, self.weight_decay, self.clip)
 
     def _execution(self, execution: Execution) -> Execution:
-        """The model's own execution, changed as the stage says."""
+        """The model's own execution, changed by the stage's dtype and remat."""
         changes = {"dtype": self.dtype, "remat": self.remat}
         return dataclasses.replace(execution, **{key: v for key, v in changes.items() if v})
 
