@@ -37,7 +37,7 @@ class LeavesWeights(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Resolver:
-    """What names of weights are resolved against."""
+    """Resolves names of weights in a recipe and its workdir."""
 
     stages: Mapping[str, LeavesWeights]
     workdir: epath.Path  # a stage's weights are in the folder of its name
@@ -49,7 +49,7 @@ class Resolver:
         """The folder of a stage's name, or the directory that is named."""
         return self.workdir / name if name in self.stages else epath.Path(name)
 
-    def weights(self, source: Source) -> "Weights":
+    def resolve(self, source: Source) -> "Weights":
         """The weights of a source.
 
         Raises:
@@ -68,7 +68,7 @@ class Weights:
         if stage := resolver.stages.get(source.name):
             if stage.starts_from is None:
                 raise ValueError(f"no weights can come from {source.name}: it leaves none")
-            self._parent = resolver.weights(stage.starts_from)
+            self._parent = resolver.resolve(stage.starts_from)
             self._template = stage.template
 
     def card(self) -> Card:

@@ -274,7 +274,7 @@ def test_a_stage_may_end_its_prompt_in_its_own_way(tmp):
     recipe = Recipe(config, tmp / "own_prompt", ["vocabulary"])
     recipe.run()
     tuned = recipe.stages["tuned"]
-    tokenizer = recipe.shared.weights.weights(tuned.starts_from).tokenizer()
+    tokenizer = recipe.shared.weights.resolve(tuned.starts_from).tokenizer()
     text = tokenizer.decode(tuned.packed(recipe.shared, tokenizer).tokens[0].tolist())
     assert "\nEnglish:" in text and "\nA:" not in text
 

@@ -55,9 +55,9 @@ def test_each_model_of_a_system_has_its_preset(config):
 
 def test_the_architecture_of_a_stage_is_that_of_its_first_weights(config):
     _, run = read(config)
-    assert run.weights.weights(Source("tuned")).card() == Card(*preset("tiny"), "paper")
+    assert run.weights.resolve(Source("tuned")).card() == Card(*preset("tiny"), "paper")
     with pytest.raises(ValueError, match="no weights can come from scored"):
-        run.weights.weights(Source("scored"))
+        run.weights.resolve(Source("scored"))
     config.tuned.init = "tuned"
     with pytest.raises(ValueError, match="tuned needs tuned, which does not come before it"):
         read_stages(config)
@@ -239,6 +239,6 @@ def test_fingerprints_of_weights_change_with_their_record(directories):
     own, odd = directories
     config = evaluation(own, odd, own)
     _, run = read(config)
-    found = [run.weights.weights(Source(str(path))).fingerprint() for path in (own, odd, own)]
+    found = [run.weights.resolve(Source(str(path))).fingerprint() for path in (own, odd, own)]
     assert found[0] == found[2] != found[1] and found[0].startswith(f"{own} ")
-    assert run.weights.weights(Source("random", "tiny")).fingerprint() == "random tiny 1234"
+    assert run.weights.resolve(Source("random", "tiny")).fingerprint() == "random tiny 1234"

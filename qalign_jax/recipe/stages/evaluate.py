@@ -144,7 +144,7 @@ class Evaluate(Stage):
 
 
 def _weights(run: Run, system: SystemConfig) -> list[Weights]:
-    return [run.weights.weights(source) for source in system.sources()]
+    return [run.weights.resolve(source) for source in system.sources()]
 
 
 class _LazyGenerator:

@@ -82,7 +82,7 @@ class Train(Stage):
         return [self.starts_from, *tokenizer]
 
     def prepare(self, run: Run) -> dict[str, Any]:
-        weights = run.weights.weights(self.starts_from)
+        weights = run.weights.resolve(self.starts_from)
         try:
             weights.check_vocabulary()
         except ValueError as error:
@@ -90,7 +90,7 @@ class Train(Stage):
         return dict(self.packed(run, weights.tokenizer()).stats)
 
     def jobs(self, run: Run, workload: Workload) -> dict[str, TrainingJob]:
-        card = run.weights.weights(self.starts_from).card()
+        card = run.weights.resolve(self.starts_from).card()
         model = Llama(card.config, self._execution(card.execution))
         expected = self.batch_size / workload.examples_per_row
         job = TrainingJob(
@@ -100,7 +100,7 @@ class Train(Stage):
 
     def run(self, run: Run) -> dict[str, Any]:
         folder, mesh = run.workdir / self.name, make_mesh(self.mesh)
-        weights = run.weights.weights(self.starts_from)
+        weights = run.weights.resolve(self.starts_from)
         tokenizer = weights.tokenizer()
         packed = self.packed(run, tokenizer)
         rows = self.rows or rows_for(
