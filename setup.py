@@ -24,7 +24,7 @@ setuptools.setup(
     install_requires=[
         "absl-py",
         "etils",
-        "flax>=0.12",
+        "flax>=0.12.2",  # before it, nn.remat needs a jax older than 0.10
         "gcsfs",
         "grain>=0.2.12",
         "importlib_resources",  # imported by tensorflow-datasets, which does not declare it
@@ -33,12 +33,12 @@ setuptools.setup(
         "matplotlib",
         "ml-collections",
         "numpy",
-        "optax",
+        "optax>=0.2.6",
         "orbax-checkpoint>=0.12.8",
         "safetensors",
         "sentencepiece",
         "tensorboardX",
-        "tensorflow-datasets>=4.9.9",
+        "tensorflow-datasets>=4.9.10",
         "tokenizers",
         "tqdm",
         "transformers>=5",

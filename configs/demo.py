@@ -22,10 +22,10 @@ CONTROL = ("control", "control_response_alignment")
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    """The recipe; `--config.fast=True` shortens every stage and claims nothing.
+    """The recipe. `--config.fast=True` shortens every stage, to test the pipeline, not the method.
 
-    The argument `control` (--config=configs/demo.py:control) adds a system with the steps of
-    stage I on text without a single pair, and so tells whether it is the pairs that matter.
+    The argument `control` (--config=configs/demo.py:control) adds a system that trains as many
+    steps as stage I on text without pairs: the difference to `qalign` is the effect of the pairs.
     """
     if arg not in ("", "control"):
         raise ValueError(f"the demo's argument is 'control' or nothing, not {arg!r}")

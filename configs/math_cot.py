@@ -4,9 +4,9 @@
         --config.base=/models/Llama-2-7b-hf --config.paths.question_pairs=... \
         --config.paths.responses=... --config.paths.mgsm=... --config.paths.msvamp=...
 
-The argument names the model preset and, if given, the TPU slice, whose meshes come from
-configs/slices.py: llama2_70b,v5p-128. Published mean over ten languages, mGSM / mSVAMP: stage
-II only 38.4 / 46.2, both stages 49.6 / 57.2 for LLaMA2-7B; 43.9 / 51.8 and 57.1 / 62.6 for 13B.
+The argument is a model preset and optionally a TPU slice, whose meshes are in configs/slices.py:
+llama2_70b,v5p-128. Published mean over ten languages, mGSM / mSVAMP: stage II only 38.4 / 46.2,
+both stages 49.6 / 57.2 for LLaMA2-7B; 43.9 / 51.8 and 57.1 / 62.6 for 13B.
 """
 
 from ml_collections import ConfigDict
@@ -26,7 +26,7 @@ def get_config(arg: str = "llama2_7b") -> ConfigDict:
         config.mesh, decoding = slices.mesh_for(slices.MESHES, model, where)
     config.base = "random"  # a Hugging Face or Orbax directory of the untuned model
     config.paths = ConfigDict({"question_pairs": "", "responses": "", "mgsm": "", "msvamp": ""})
-    config.responses = "metamath"  # what reads paths.responses; gsm8k, gsm8kinstruct and jsonl too
+    config.responses = "metamath"  # format of paths.responses; or gsm8k, gsm8kinstruct, jsonl
     path = config.paths.get_ref
     base = config.get_ref("base")
 

@@ -1,13 +1,13 @@
-"""A large model steered by what tuning did to a small one (arXiv 2405.01345; 2401.08565).
+"""A large model steered by a small tuned and a small untuned one (arXiv 2405.01345; 2401.08565).
 
     python -m qalign_jax.run --config=configs/proxy_tuning.py:llama2_13b --workdir=runs/proxy13b \
         --config.large=/models/Llama-2-13b-hf --config.antiexpert=/models/Llama-2-7b-hf \
         --config.expert=runs/qalign7b/response_alignment --config.paths.mgsm=... \
         --config.paths.msvamp=...
 
-The argument names the large preset and, if given, the TPU slice, whose mesh comes from
-configs/slices.py: llama2_70b,v5p-16. The small ones are LLaMA2 7B, `expert` tuned and `antiexpert`
-untuned. Nothing is trained. No table of the paper's could be had to stand beside the result.
+The argument is the large preset and optionally a TPU slice, whose mesh is in configs/slices.py:
+llama2_70b,v5p-16. The small models are LLaMA2 7B, `expert` tuned and `antiexpert` untuned. Nothing
+is trained. The paper's scores were not available for comparison.
 """
 
 from ml_collections import ConfigDict
@@ -23,7 +23,7 @@ def get_config(arg: str = "llama2_13b") -> ConfigDict:
     if where:
         config.mesh = slices.mesh_for(slices.STEERED_MESHES, model, where)
     config.large = config.expert = config.antiexpert = "random"
-    config.small = "tiny" if model == "tiny" else "llama2_7b"  # where the small ones are random
+    config.small = "tiny" if model == "tiny" else "llama2_7b"  # preset of small random models
     config.alpha = 1.0
     config.paths = ConfigDict({"mgsm": "", "msvamp": ""})
     reference = config.get_ref

@@ -1,13 +1,13 @@
-"""How each model is laid out on a TPU slice: --config=configs/math_cot.py:llama2_70b,v5p-128.
+"""The meshes of each model on TPU slices: --config=configs/math_cot.py:llama2_70b,v5p-128.
 
-Every line fits with the paper's batch of 128 examples, packed (python -m qalign_jax.fits;
-tests/test_fits.py compiles them with -m release).
+Every entry fits with the paper's batch of 128 examples, packed (python -m qalign_jax.fits;
+pytest -m release tests/test_fits.py compiles all of them).
 """
 
-# (model, slice): the mesh to train on, and the one to decode on.
-# Training: pure fsdp over a whole slice is two axes: over one, the compiler turns every gradient's
-# scatter into an all-reduce of full size.
-# Decoding: fsdp would gather every weight for every token, tensor reads each from its own memory.
+# (model, slice): (training mesh, decoding mesh).
+# Training: pure fsdp over a whole slice takes two axes: over one axis, the compiler turns the
+# reduce-scatter of every gradient into an all-reduce of full size.
+# Decoding: fsdp would gather every weight for every token; tensor reads it from local memory.
 MESHES = {
     ("llama2_7b", "v4:2x2x1"): ("fsdp:2x2", "tensor:4"),
     ("llama2_7b", "v5e:4x4"): ("fsdp:4x4", "data:2,tensor:8"),
@@ -25,7 +25,7 @@ MESHES = {
     ("llama2_70b", "v6e:16x16"): ("fsdp:32,tensor:8", "data:32,tensor:8"),
 }
 
-# (large model, slice): the mesh on which it is decoded with two LLaMA2 7B beside it.
+# (large model, slice): the mesh for decoding with two LLaMA2 7B.
 STEERED_MESHES = {
     ("llama2_13b", "v4:2x2x4"): "data:2,tensor:8",
     ("llama2_13b", "v5e:8x8"): "data:8,tensor:8",
@@ -38,10 +38,10 @@ STEERED_MESHES = {
 
 
 def mesh_for(meshes: dict, model: str, name: str):
-    """A table's entry for a model on a slice, named by its shape.
+    """The entry of `meshes` for a model on a slice, which is named by its shape.
 
     Raises:
-      ValueError: the table has no entry for them.
+      ValueError: `meshes` has no such entry.
     """
     if (model, name) not in meshes:
         known = [slice_name for preset, slice_name in meshes if preset == model]

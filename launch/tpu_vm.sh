@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Runs a recipe on every host of a TPU VM slice. The same command goes on after a preemption: the
-# run skips what is finished and resumes what is not.
+# Runs a recipe on every host of a TPU VM slice. After a preemption, the same command resumes the
+# run: finished stages are skipped, an interrupted stage continues.
 #
 #   launch/tpu_vm.sh NAME ZONE --config=configs/math_cot.py:llama2_7b --workdir=gs://bucket/qalign7b ...
 #

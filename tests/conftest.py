@@ -1,4 +1,4 @@
-"""Eight virtual CPU devices for every test, and the real data where it stands beside."""
+"""Eight virtual CPU devices for every test, a small tokenizer, and the folder of real data."""
 
 import os
 import pathlib
@@ -7,10 +7,10 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "")
     + " --xla_force_host_platform_device_count=8"
-    # the tests compile far longer than they compute
+    # compilation takes most of the tests' time
     + " --xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
 )
-# the reference's threads spin while they wait, on cores that other test processes need
+# idle threads of torch spin on cores that other test processes need
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
@@ -20,8 +20,9 @@ from tests.files import QUESTIONS
 
 
 def pytest_collection_modifyitems(config, items):
-    """Leaves out what is for releases unless -m names it. An -m in addopts would not do: the
-    command line's takes its place.
+    """Deselects the release tests unless -m names them.
+
+    An -m in addopts would not suffice: -m on the command line replaces it.
     """
     if "release" not in config.option.markexpr:
         left_out = [item for item in items if item.get_closest_marker("release")]
@@ -31,7 +32,7 @@ def pytest_collection_modifyitems(config, items):
 
 @pytest.fixture(scope="session")
 def real_data() -> pathlib.Path:
-    """The folder of real data, named by QALIGN_TEST_DATA or found beside the checkout."""
+    """The folder of real data: QALIGN_TEST_DATA, else shared/data beside the checkout."""
     default = pathlib.Path(__file__).resolve().parents[2] / "shared" / "data"
     path = pathlib.Path(os.environ.get("QALIGN_TEST_DATA", default))
     if not path.is_dir():

@@ -1,4 +1,4 @@
-"""A few questions in three languages, and how the tests write files."""
+"""A few questions in three languages, and functions that write files."""
 
 import json
 

@@ -17,7 +17,7 @@ LLAMA, MISTRAL = (
     (transformers.LlamaConfig, transformers.LlamaForCausalLM),
     (transformers.MistralConfig, transformers.MistralForCausalLM),
 )
-# what is particular about each family, at a tiny size
+# the settings that distinguish each family, at a tiny size
 KINDS = {
     "llama2_7b": (*LLAMA, {}),
     "llama2_70b": (*LLAMA, {"num_key_value_heads": 4}),
@@ -34,7 +34,7 @@ KINDS = {
     ),
     "tied": (*LLAMA, {"tie_word_embeddings": True}),
     "wide heads": (*LLAMA, {"head_dim": 16}),
-    "extra row": (*LLAMA, {"vocab_size": 513}),  # like 32,001: a pad token was added
+    "extra row": (*LLAMA, {"vocab_size": 513}),  # as 32,001: with an added pad token
 }  # fmt: skip
 
 

@@ -28,7 +28,10 @@ def read_pieces(path, vocab) -> list[tuple[float, bytes]]:
 
 
 def _read_weights(path):
-    """llama2.c rotates neighbouring dimensions, Hugging Face the two halves of a head."""
+    """The config and the tensors, with query and key rows permuted.
+
+    llama2.c rotates neighbouring dimensions, Hugging Face the two halves of a head.
+    """
     data = path.read_bytes()
     dim, hidden, layers, heads, kv_heads, vocab, length = struct.unpack("7i", data[:28])
     values = np.frombuffer(data, np.float32, offset=28)

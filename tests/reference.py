@@ -1,4 +1,4 @@
-"""The reference: our parameters in a `transformers` model, torch, float32."""
+"""The reference: the same parameters in a `transformers` model, torch, float32."""
 
 import numpy as np
 import torch

@@ -1,4 +1,4 @@
-"""What notebooks call: a model by its directory, and one that is steered."""
+"""The API for notebooks: a model loaded from its directory, and a proxy-tuned one."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""The house: a room imports only from rooms on lower floors, and no modules import in a circle."""
+"""Imports point down: a folder imports only from lower floors; no modules import in a circle."""
 
 import ast
 import graphlib
@@ -8,7 +8,7 @@ import qalign_jax
 
 ROOT = pathlib.Path(qalign_jax.__file__).parent
 COMMANDS = {"run", "prepare", "convert", "fits", "generate", "score", "report"}
-# From the ground up; rooms of one floor do not know each other.
+# From the lowest floor up; folders and files of one floor do not import from each other.
 FLOORS = (
     {"files", "settings", "progress"},
     {"parallel"},
@@ -58,7 +58,7 @@ GRAPH = {
 
 def test_every_room_has_a_floor():
     assert {room(name) for name in GRAPH} == set().union(*FLOORS)
-    assert sum(map(len, GRAPH.values())) > 200  # the arrows are found at all
+    assert sum(map(len, GRAPH.values())) > 200  # imports are found at all
 
 
 def test_arrows_point_down():

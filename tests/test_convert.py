@@ -1,4 +1,4 @@
-"""From Hugging Face and back, without a bit changed; and what half a conversion is."""
+"""Conversion from Hugging Face and back is bit-identical; unfinished conversions are refused."""
 
 import json
 import os
@@ -79,7 +79,7 @@ def test_the_written_config_says_what_was_read_in_both_releases_words(kind, tmp_
     convert(ours, back)
     assert hf_config.read_config(back) == hf_config.read_config(theirs)
     raw = json.loads((back / "config.json").read_text())
-    rope = raw.pop("rope_parameters")  # transformers 4 knows none of it
+    rope = raw.pop("rope_parameters")  # absent in transformers 4
     assert raw["rope_theta"] == rope["rope_theta"]
     (back / "config.json").write_text(json.dumps(raw))
     assert hf_config.read_config(back) == hf_config.read_config(theirs)
@@ -146,7 +146,7 @@ def test_half_an_export_is_no_model_and_is_written_anew(tmp_path, model_file, mo
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(hf_config, "config_json", stop)  # at the very last file
+        patch.setattr(hf_config, "config_json", stop)  # the last file written
         with pytest.raises(KeyboardInterrupt):
             convert(ours, back)
     assert (back / "model.safetensors").exists() and (back / UNFINISHED).exists()
@@ -180,7 +180,7 @@ def test_a_target_that_another_conversion_writes_is_left_to_it(tmp_path, model_f
     (target / UNFINISHED).write_text(f"{socket.gethostname()} {os.getppid()}")
     with pytest.raises(ValueError, match="another conversion"):
         convert(theirs, target)
-    (target / UNFINISHED).write_text(f"{socket.gethostname()} 999999999")  # it has died
+    (target / UNFINISHED).write_text(f"{socket.gethostname()} 999999999")  # no such process
     (target / "notes.txt").write_text("mine")
     with pytest.raises(ValueError, match=r"holds 'notes\.txt', which no conversion writes"):
         convert(theirs, target)

@@ -1,4 +1,4 @@
-"""Whole files: replaced at once, read line by line, wrong ones named."""
+"""Files are replaced at once and read line by line; errors name the file and line."""
 
 import json
 
@@ -58,14 +58,14 @@ def test_what_a_run_keeps_is_replaced_at_once(tmp_path, tokenizer):
     describe_model(tmp_path, Card(*preset("tiny"), "paper"), tokenizer)
     MetricWriter(tmp_path, 0).close()
     for name, file in opened.items():
-        with file:  # its reader sees the old file whole, as one that is killed in between leaves it
+        with file:  # an open reader still sees the whole old file
             assert file.read() == before[name], name
     assert json.loads((tmp_path / "config.json").read_text())["seed"] == 7
     assert (tmp_path / "metrics.jsonl").read_text() == ""
     assert not [path for path in tmp_path.rglob(".*") if path.is_file()]
 
 
-def test_settings_that_differ_are_told_by_name():
+def test_settings_that_differ_are_named():
     before = {"lr": 1.0, "data": {"own": {"weight": 1}}, "languages": ["de"]}
     assert settings.differences(before, settings.as_json({**before, "languages": ("de",)})) == ""
     now = {"lr": 2.0, "data": {"own": {"weight": 1, "slice": ""}}, "languages": ["de"]}

@@ -1,4 +1,4 @@
-"""The recipes compiled by the TPU compiler, without a TPU."""
+"""The recipes compiled ahead of time by the TPU compiler, without the TPU."""
 
 import dataclasses
 import json
@@ -23,7 +23,7 @@ pytest.importorskip("libtpu")
 
 @pytest.fixture(scope="module", autouse=True)
 def without_flags_of_the_cpu_backend():
-    """libtpu ends the process over flags that it does not know; the CPU backend has read them."""
+    """libtpu ends the process over unknown flags; the CPU backend has read its own by then."""
     jax.devices()
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("XLA_FLAGS")
@@ -46,7 +46,7 @@ def compiled(tiny):
 
 
 @pytest.mark.slow
-def test_every_stage_of_a_recipe_is_compiled_and_told(compiled, tiny):
+def test_every_stage_of_a_recipe_is_compiled_and_reported(compiled, tiny):
     assert compiled["topology"] == "v5e:2x2" and compiled["devices"] == 4 and compiled["fits"]
     assert list(compiled["stages"]) == list(tiny.stages)
     programs = compiled["stages"]["evaluation"]["programs"]
@@ -93,9 +93,9 @@ def test_evaluation_is_compiled_on_its_own_mesh_which_gathers_no_weight(compiled
 
 
 @pytest.mark.slow
-def test_a_sweep_tells_every_setting_that_fits_the_fastest_first(tiny):
+def test_a_sweep_lists_every_setting_that_fits_the_fastest_first(tiny):
     tiny = tiny.copy_and_resolve_references()
-    tiny.question_alignment.rows = 2  # pure fsdp does not divide them, nor micro-batches
+    tiny.question_alignment.rows = 2  # rules out pure fsdp and micro-batches
     found = fits(tiny, parse_slice("v5e-4"), stages=["question_alignment"], sweep_settings=True)
     swept = found["suggestions"]["question_alignment"]
     assert {one["remat"] for one in swept} == {"full", "qkvo", "qkvo_mlp"}
@@ -106,7 +106,7 @@ def test_a_sweep_tells_every_setting_that_fits_the_fastest_first(tiny):
 
 
 @pytest.mark.slow
-def test_where_a_stage_does_not_fit_what_was_tried_and_does_is_told(tiny):
+def test_where_a_stage_does_not_fit_settings_that_fit_are_suggested(tiny):
     large = tiny.copy_and_resolve_references()
     large.question_alignment.update({"rows": 2**12, "length": 2048, "remat": "none"})
     found = fits(large, parse_slice("v5e-4"), stages=["question_alignment"])
@@ -117,7 +117,7 @@ def test_where_a_stage_does_not_fit_what_was_tried_and_does_is_told(tiny):
     assert " NO " in table(found) and "fits with --topology=v5e:2x2" in table(found)
 
 
-def test_what_does_not_fit_is_told_with_the_bytes_it_needs():
+def test_a_step_that_does_not_fit_is_reported_with_the_bytes_it_needs():
     found = compile_training(
         Llama(*preset("llama2_7b")), parse_slice("v5e:2x2"), "fsdp:2x2", rows=8, length=512
     )
@@ -125,7 +125,7 @@ def test_what_does_not_fit_is_told_with_the_bytes_it_needs():
     assert found.spare_bytes == found.allowed_bytes - found.peak_bytes < 0
 
 
-def test_terabytes_that_are_missing_are_told_too():
+def test_a_step_that_needs_terabytes_is_reported_too():
     config, execution = preset("tiny")
     model = Llama(config, dataclasses.replace(execution, remat="none"))
     found = compile_training(model, parse_slice("v5e:2x2"), "fsdp:2,tensor:2", 2**15, 2048)
@@ -213,12 +213,12 @@ def test_a_slice_in_the_recipes_argument_gives_its_mesh():
 
 
 def matrix_bytes(model, tensor):
-    """The least of a layer's matrices, over all layers, as bf16 gradients of a tensor shard."""
+    """Bytes of a layer's smallest matrix, times the layers, as bf16 gradients of a tensor shard."""
     return 2 * model.n_layers * model.d_model * model.n_kv_heads * model.head_size // tensor
 
 
 def scatters_its_gradients(found, model, tensor) -> bool:
-    """No matrix' gradient is all-reduced in full, only those of norms are, and scalars."""
+    """Whether gradients of matrices are scattered; only scalars and norms' may be all-reduced."""
     summed = sum(found["collectives"].get("all-reduce", {}).values())
     scattered = sum(found["collectives"].get("reduce-scatter", {}).values())
     return summed < matrix_bytes(model, tensor) and scattered > 2 * model.num_parameters / tensor
@@ -242,7 +242,7 @@ def test_a_training_step_fits_scatters_its_gradients_and_aliases_its_state(
     tensor = make_mesh(mesh, where.devices()).shape["tensor"]
     assert scatters_its_gradients(found.to_json(), config, tensor)
     assert 1 <= found.aliased_bytes / found.state_bytes < 1.001
-    assert found.mfu[1] >= mfu  # modelled, nothing overlapped
+    assert found.mfu[1] >= mfu  # modelled, no overlap
 
 
 @pytest.mark.slow
@@ -267,7 +267,7 @@ def test_three_models_of_7b_and_70b_decode_on_eight_v5p():
     _, decode = compile_decoding(models, parse_slice("v5p:2x2x2"), "tensor:8", 64, 512, 512)
     assert decode.fits and 1 <= decode.aliased_bytes / decode.state_bytes < 1.001
     weights = sum(2 * model.config.num_parameters for model in models) / 8
-    # every step reads the weights and the caches once, and copies neither
+    # a step reads the weights and the caches once, without a copy
     assert decode.hbm_bytes < 1.4 * (weights + decode.state_bytes)
 
 
@@ -290,7 +290,7 @@ def test_every_preset_fits(model, where):
     del config.evaluation.systems["ralign"], config.evaluation.systems["qalign"]
     stages = ["question_alignment", "evaluation"]
     found = fits(config, parse_slice(where), stages=stages, suggest_others=False)
-    print(json.dumps(found), table(found), sep="\n")  # pytest -s tells the README's figures
+    print(json.dumps(found), table(found), sep="\n")  # pytest -s: launch/README.md's figures
     training, evaluation = (found["stages"][stage] for stage in stages)
     assert training["fits"] and evaluation["fits"]
     assert 1 <= training["aliased_bytes"] / training["state_bytes"] < 1.001

@@ -56,7 +56,7 @@ def params_of(seed):
 
 @pytest.fixture(scope="module")
 def stages(tmp_path_factory, tokenizer):
-    """Three stages' folders of random weights, as training leaves them."""
+    """The folders of three stages with random weights, as training writes them."""
     root = tmp_path_factory.mktemp("stages")
     folders = [root / name for name in ("large", "expert", "antiexpert")]
     for seed, folder in enumerate(folders):
@@ -80,7 +80,7 @@ def read(path):
 
 
 def expected(tokenizer, seeds=(0,), **options):
-    """What the engine says, from the same weights."""
+    """The rows that the engine gives, from the same weights."""
     engine = Engine(
         [(Llama(CONFIG, F32), params_of(seed)) for seed in seeds], eos_ids=(2,), **options
     )

@@ -1,4 +1,4 @@
-"""The commands as a user meets them: mistakes, help, an installed wheel."""
+"""The commands in their own processes: mistakes, help, an installed wheel."""
 
 import json
 import os
@@ -11,8 +11,8 @@ from typing import NamedTuple
 
 import pytest
 
-# Imports take seconds, a mistake none: each case runs in a fork of one process that has imported.
-# A fork runs and ends as `python -m` does, in a folder of its own.
+# Imports take seconds, a mistake does not: each case runs in a fork of one process, after its
+# imports. A fork runs and ends as `python -m` does, in its own folder.
 FORKS = """
 import gc, json, os, runpy, sys
 import qalign_jax.fits, qalign_jax.recipe.parts, qalign_jax.recipe.recipe, qalign_jax.reporting.page
@@ -41,7 +41,7 @@ class Ended(NamedTuple):
 
 
 def commands(cases, folder, **environment):
-    """How each of `cases`, a module and its arguments, ended."""
+    """Runs `cases`, each a module and its arguments; returns case -> how it ended."""
     forks = subprocess.run(
         [sys.executable, "-c", FORKS, json.dumps(cases)],
         capture_output=True,
@@ -141,7 +141,7 @@ def test_the_demo_shortened_runs_through_all_its_stages(tmp_path):
 @pytest.mark.slow
 def test_an_installed_wheel_has_its_recipes_and_runs_from_any_folder(tmp_path):
     root = pathlib.Path(__file__).resolve().parents[1]
-    source = tmp_path / "source"  # or pip would leave its build beside the package
+    source = tmp_path / "source"  # a copy: pip leaves its build beside the package
     for folder in ("qalign_jax", "configs"):
         ignored = shutil.ignore_patterns("__pycache__")
         shutil.copytree(root / folder, source / folder, ignore=ignored)

@@ -1,4 +1,4 @@
-"""Programs read from their text: small ones by hand, and one from the compiler."""
+"""Costs read from HLO text: small programs written by hand, and programs of the compiler."""
 
 import jax
 import jax.numpy as jnp
@@ -36,7 +36,7 @@ def only(program) -> Collective:
 
 
 def loop(name, body, condition, carried="(s32[], f32[8])"):
-    """Two computations, of which the body executes the instructions in `body`."""
+    """The body and the condition of a while loop; `body` holds the instructions of the body."""
     return f"""%{name}_body (c: {carried}) -> {carried} {{
   %c = {carried} parameter(0)
   %x = f32[8]{{0}} get-tuple-element(%c), index=1
@@ -118,7 +118,7 @@ def test_a_trip_count_that_the_compiler_states_is_taken():
 
 
 def async_gather(number, channel, chain):
-    """The fusions that hold the start, a middle and the end of one all-gather."""
+    """The fusions that hold the start, middle and end of one all-gather, and their calls."""
     gather = (
         f"all-gather(%p0), channel_id={channel}, {QUADS}, dimensions={{0}}, "
         f'frontend_attributes={{chain_id="{chain}"}}, metadata={{op_name="mlp/gather"}}'
@@ -163,7 +163,7 @@ def test_an_asynchronous_collective_counts_once():
     fusions, calls = async_gather(1, 7, 0)
     program = read(fusions, entry(WEIGHT, calls))
     assert only(program) == Collective("all-gather", "bf16", 512, (0, 4, 8, 12), 1, "mlp/gather")
-    # its operand read and its result written; and what it overlaps with
+    # operand and result of the collective, then of the computation that overlaps with it
     assert program.hbm_bytes == (128 + 512) + (32 + 32)
 
 
@@ -198,7 +198,7 @@ dynamic_slice_sizes={{16,8}}
     assert only(program) == Collective("reduce-scatter", "bf16", 1024, (0, 4, 8, 12), 1, "gradient")
     assert program.wire_bytes == 768
     assert program.hbm_bytes == 60 * 8 * 2 + 16 * 8 * 2
-    # each such fusion is a whole one, of one channel or not
+    # every such fusion counts, also where two share a channel
     twice = read(SUM, fused, entry(gradient, scatter, scatter.replace("%f", "%h")))
     assert twice.bytes_by_kind() == {"reduce-scatter": {"bf16": 2048}}
 
@@ -415,14 +415,14 @@ def test_a_gather_that_v5p_moves_to_its_sparse_cores_is_printed_and_counted():
     pytest.importorskip("libtpu")
     jax.devices()
     with pytest.MonkeyPatch.context() as patch:
-        patch.delenv("XLA_FLAGS")  # of the CPU backend, which libtpu does not know
+        patch.delenv("XLA_FLAGS")  # libtpu ends the process over flags of the CPU backend
         mesh = make_mesh("fsdp:2x2", parse_slice("v5p:2x2x1").devices())
         whole = jax.sharding.NamedSharding(mesh, jax.P())
         table = jax.ShapeDtypeStruct((32_000, 512), jnp.float32, sharding=whole)
         ids = jax.ShapeDtypeStruct((2048,), jnp.int32, sharding=whole)
         lowered = jax.jit(lambda table, ids: table[ids] * 2).lower(table, ids)
         compiled, text = compile_and_print(lowered)
-    with pytest.raises(jax.errors.JaxRuntimeError):  # the day this prints, as_text will do
+    with pytest.raises(jax.errors.JaxRuntimeError):  # if as_text works, compile_and_print can go
         compiled.as_text()
     looked_up = 2048 * 512 * 4
     assert 2 * looked_up <= read_program(text).hbm_bytes < 6 * looked_up
@@ -454,5 +454,5 @@ def test_a_program_of_the_compiler_is_read():
         "all-reduce": ("f32", 4 * 64 * 4, (0, 4), 5),
     }
     assert program.wire_bytes == 5 * (64 * 64 * 4 * 3 // 4 + 4 * 64 * 4)
-    # at the least, each layer writes the gathered weight and reads it
+    # lower bound: each layer writes the gathered weight and reads it
     assert 5 * 2 * 64 * 64 * 4 < program.hbm_bytes < 5 * 10 * 64 * 64 * 4

@@ -1,11 +1,11 @@
-"""Peak host memory of conversions on one CPU device, beside what the device holds.
+"""Peak host memory of conversions on one CPU device, beyond what the device holds.
 
     python -m tests.benchmarks.conversion_memory
 
-Writes a checkpoint of 1 GB in bfloat16, converts it in processes of their own and prints what each
-took at most, as /usr/bin/time counts it. On a CPU the host's memory is the device's too: so the
-model is taken off, and what the same command takes for a tiny model. What is left is counted in
-tensors, the largest of the checkpoint in the dtype that the device holds.
+Writes a checkpoint of 1 GB in bfloat16, runs each conversion in its own process and prints the
+maximum resident set size of each. On a CPU, device memory is host memory: the bytes of the model
+and the peak of the same conversion of a tiny model are therefore subtracted. The remainder is also
+given in multiples of the largest tensor, in the dtype on the device.
 """
 
 import json
@@ -45,7 +45,7 @@ def write_checkpoint(folder: pathlib.Path, config: LlamaConfig) -> None:
 
 
 def peak(*arguments: str) -> int:
-    """Largest resident size in bytes of a conversion, from the kernel's count of that process."""
+    """Maximum resident set size of the process of a conversion, in bytes."""
     command = [sys.executable, "-m", "qalign_jax.convert", *arguments]
     process = os.posix_spawn(
         sys.executable, command, os.environ | {"JAX_PLATFORMS": "cpu"},
@@ -59,7 +59,7 @@ def peak(*arguments: str) -> int:
 
 def main() -> None:
     largest = max(map(math.prod, hf_weights.tensor_shapes(LARGE).values()))
-    conversions = {  # name: source, target, dtype, bytes a parameter on the device
+    conversions = {  # name: source, target, dtype, bytes per parameter on the device
         "in, bf16": ("hub", "ours", "bfloat16", 2),
         "in, bf16 -> f32": ("hub", "wide", "float32", 4),
         "out, bf16": ("ours", "back", "bfloat16", 2),

@@ -1,4 +1,4 @@
-"""Hugging Face directories load as the models that they are."""
+"""Hugging Face directories load with the logits of transformers; invalid ones are refused."""
 
 import json
 import subprocess
@@ -152,7 +152,7 @@ def test_a_pickle_is_refused_with_the_command_that_converts_it(directory):
     jax.tree.map(np.testing.assert_array_equal, found, expected)
 
 
-def test_metas_own_format_is_told(directory):
+def test_metas_own_format_is_refused(directory):
     (directory / "model.safetensors").rename(directory / "consolidated.00.pth")
     with pytest.raises(ValueError, match="Meta's own format"):
         load_model(directory)

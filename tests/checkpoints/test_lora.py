@@ -26,7 +26,7 @@ ADAPTERS = {
 
 
 def save(folder, dtype=torch.float32, **adapter):
-    """A base and its adapter, saved; peft's own merge of them."""
+    """Saves a base model and an adapter; returns the state dict of peft's merge."""
     torch.manual_seed(0)
     config = transformers.LlamaConfig(
         vocab_size=99, hidden_size=32, intermediate_size=48, num_hidden_layers=2,

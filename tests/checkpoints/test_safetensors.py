@@ -1,4 +1,4 @@
-"""Safetensors of ours and of the package's are the same files, and broken ones are named."""
+"""Files interchange with those of the safetensors package; broken files are named."""
 
 import json
 
@@ -70,7 +70,7 @@ def test_a_header_in_another_order_than_the_values_is_read_right(tmp_path):
     content = np.array([1, 2, 3], np.float32).tobytes()
     (tmp_path / "model.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + content)
     files = TensorFiles(tmp_path)
-    assert list(files.entries) == ["early", "late"]  # read from front to back
+    assert list(files.entries) == ["early", "late"]  # in the order of the values
     assert files.read("early") == 1 and files.read("late").tolist() == [2, 3]
 
 
@@ -115,7 +115,7 @@ def test_a_git_lfs_pointer_is_told_from_a_model(tmp_path):
         TensorFiles(tmp_path)
 
 
-def test_an_index_that_promises_what_is_not_there_is_named(tmp_path):
+def test_an_index_with_missing_tensors_or_files_is_named(tmp_path):
     write(tmp_path, values("float32"), shard_bytes=100)
     index = tmp_path / "model.safetensors.index.json"
     content = json.loads(index.read_text())

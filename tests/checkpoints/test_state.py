@@ -1,4 +1,4 @@
-"""Training state that is saved comes back the same, on any mesh."""
+"""Saved training state restores bit for bit, on any mesh."""
 
 import dataclasses
 import json
@@ -58,7 +58,7 @@ def test_only_the_newest_checkpoints_stay_and_the_last_holds_weights_alone(
         jax.tree.map(np.testing.assert_array_equal, model.params, state.params)
 
 
-# model.json as releases before the architecture and its execution were apart wrote it.
+# model.json of the first release, before the architecture and its execution were separate.
 FIRST_MODEL_JSON = """{
  "model": {
   "vocab_size": 420, "d_model": 64, "n_layers": 2, "n_heads": 4, "n_kv_heads": 4, "d_ff": 160,

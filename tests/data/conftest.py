@@ -7,7 +7,7 @@ from tests.files import QUESTIONS, write_jsonl, write_lines
 
 @pytest.fixture
 def pairs_folder(tmp_path):
-    """de-en and zh-en complete; bn-en with its English side alone, as in the published folder."""
+    """de-en and zh-en with both sides; bn-en with English alone, as in the published folder."""
     folder = tmp_path / "pairs"
     for language in ("de", "zh"):
         write_lines(folder / f"{language}-en" / f"train.{language}", QUESTIONS[language])

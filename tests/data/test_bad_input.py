@@ -1,4 +1,4 @@
-"""What a user can get wrong, and that the message names the file, the line and the remedy."""
+"""Errors of input name the file, the line and the remedy."""
 
 import json
 
@@ -8,7 +8,7 @@ from qalign_jax.data import packing
 from qalign_jax.data.datasets import load_examples
 
 GOOD = '{"instruction": "a", "response": "b"}\n'
-# name of the builder, files to write, more of the source, what the message must say
+# case: name of the builder, files to write, options of the source, pattern of the message
 BAD = {
     "a missing path": ("jsonl", {}, {"path": "nowhere.jsonl"}, r"nowhere\.jsonl does not exist"),
     "no path": ("jsonl", {}, {"path": ""}, "without a path"),

@@ -21,7 +21,7 @@ def pack(tmp_path, tokenizer, sources, **changes):
 
 
 def documents(packed):
-    """(tokens, targets, trained) of every document, after checking how it lies in its row."""
+    """(tokens, targets, loss weights) of every document; asserts the layout of its row."""
     found = []
     for row in range(packed.num_rows):
         segments = packed.segment_ids[row]
@@ -208,7 +208,7 @@ def test_everything_that_shapes_the_rows_changes_the_fingerprint(tmp_path, token
 
 
 def test_a_finished_cache_of_another_process_is_taken(tmp_path, tokenizer, own_data, monkeypatch):
-    """The other one finishes between our look and our rename."""
+    """The other process finishes between the lookup and the rename of this one."""
     write = packing._write
 
     def slower(directory, *arguments):
@@ -224,7 +224,7 @@ def test_a_finished_cache_of_another_process_is_taken(tmp_path, tokenizer, own_d
 
 @pytest.mark.parametrize(("length", "low", "high"), [(64, 2, 64), (96, 5, 95), (512, 30, 400)])
 def test_no_example_would_have_fitted_into_an_earlier_row(length, low, high):
-    """First fit over the rows' examples, one after the other, gives the same rows."""
+    """First-fit packing of the examples, in the order of the rows, gives the same rows."""
     rng = np.random.default_rng(length)
     sizes = rng.integers(low, high, 2000)
     rows = packing._packed_rows(rng.permutation(2000), sizes, length)
@@ -233,7 +233,7 @@ def test_no_example_would_have_fitted_into_an_earlier_row(length, low, high):
     placed = grain.experimental.FirstFitPackIterDataset(
         grain.MapDataset.source(order)
         .map(lambda index: {"used": np.ones(sizes[index], bool), "index": int(index)})
-        .to_iter_dataset(grain.ReadOptions(num_threads=0)),
+        .to_iter_dataset(grain.ReadOptions(num_threads=1)),
         length_struct={"used": length},
         num_packing_bins=32,
         shuffle_bins=False,
@@ -247,7 +247,7 @@ def test_no_example_would_have_fitted_into_an_earlier_row(length, low, high):
     ("name", "folder", "part", "examples"),
     [
         ("gsm8k", "gsm8k", "", 7473),
-        # Two thousand questions in seven languages: a quarter of the set, to save time.
+        # 2,000 questions in seven languages: a quarter of the set, to save time.
         ("question_pairs", "gsm8kinstruct_question", "[:14000]", 14000),
     ],
 )

@@ -84,7 +84,7 @@ def test_bos_and_eos_come_from_config_json_where_nothing_else_says(
     (tmp_path / "config.json").write_text(json.dumps(config))
     loaded = load_tokenizer(tmp_path)
     assert (loaded.bos_id, loaded.eos_id) == (0, 1)
-    loaded.save(tmp_path / "saved")  # without config.json, which is the model's
+    loaded.save(tmp_path / "saved")  # config.json belongs to the model and is not saved
     assert load_tokenizer(tmp_path / "saved").fingerprint == loaded.fingerprint
 
 

@@ -1,4 +1,4 @@
-"""A tokenizer splits the same here and in transformers, where it came from sentencepiece."""
+"""Exported and loaded tokenizer.json files split text as in transformers."""
 
 import json
 
@@ -19,7 +19,7 @@ TEXTS = (
 
 
 def leave(tokenizer, folder):
-    """The tokenizer as AutoTokenizer reads it from an export."""
+    """Exports a tokenizer; returns it as AutoTokenizer loads it."""
     folder.mkdir()
     for name, content in tokenizer.hugging_face_files().items():
         (folder / name).write_bytes(content)
@@ -74,7 +74,7 @@ def test_real_tokenizers_split_mgsm_the_same_in_eleven_languages(name, real_data
     tokenizer = load_tokenizer(real_data / "tokenizers" / name)
     theirs = leave(tokenizer, tmp_path / "hf")
     assert_same(tokenizer, theirs, [*TEXTS, *texts])
-    # the known difference: here a special token written in a text is text
+    # the known difference: a special token written in a text stays text in this package
     assert theirs.encode("a</s>b", add_special_tokens=False)[1] == tokenizer.eos_id
     assert tokenizer.eos_id not in tokenizer.encode("a</s>b")
 
@@ -103,7 +103,7 @@ def test_llama3s_tokenizer_json_splits_mgsm_the_same_here(real_data, tmp_path):
 
 
 def test_a_bare_sentencepiece_model_reads_differently_in_transformers_5(real_data, tmp_path):
-    """Why tokenizer.json is written: two known differences of AutoTokenizer on the bare file."""
+    """The reason to write tokenizer.json: two differences of AutoTokenizer on the bare model."""
     tokenizer = load_tokenizer(real_data / "tokenizers" / "llama2" / "tokenizer.model")
     tokenizer.save(tmp_path)
     config = {"tokenizer_class": "LlamaTokenizer", "bos_token": "<s>", "eos_token": "</s>"}

@@ -27,12 +27,12 @@ def numbers_in(text):
 
 
 def told_numbers(example):
-    """The numbers of the problem in a training example, its answer left out."""
+    """The numbers of the problem in a training example, without those of its answer."""
     if example["instruction"]:
         return numbers_in(example["instruction"])
     text = example["response"]
     equations = EQUATION.findall(text)
-    if equations and not re.search("[a-z]", text):  # a bare chain starts with what is given
+    if equations and not re.search("[a-z]", text):  # a chain of equations without a sentence
         first, *_ = equations
         return (int(first[0]), *(int(right) for _, _, right, _ in equations))
     return numbers_in(EQUATION.sub("", text.split("\nA:")[0]))
@@ -104,7 +104,7 @@ def test_benchmark_problems_are_parallel_and_distinct(part):
 
 
 def test_benchmark_answers_are_those_of_the_english_solutions():
-    """An independent reader of the English sentences: each changes the number of things."""
+    """An independent solver of the English text, in which every sentence changes one number."""
     gains = ("buys", "finds", "gives him", "gives her", "gets another", "wins")
     for example in generate("test", count=300, languages=("en",)):
         *story, _ = re.split(r"(?<=[.?]) ", example["question"])

@@ -1,4 +1,4 @@
-"""Proxy-tuning against a plain loop that adds three models' logits, torch, no cache."""
+"""Proxy-tuning against a torch loop without a cache that combines three models' logits."""
 
 import dataclasses
 import functools
@@ -30,7 +30,7 @@ SMALL = LlamaConfig(
 )
 F32 = Execution(dtype="float32")
 LARGE = dataclasses.replace(SMALL, d_model=48, n_layers=3, n_kv_heads=2, head_size=12)
-# past 128 the padded vocabulary is another one too
+# above 128 ids the padded vocabulary differs too
 LARGER_VOCABULARY = dataclasses.replace(SMALL, vocab_size=131)
 LENGTHS = (1, 60, 9, 50, 2)
 NEW = 16
@@ -113,6 +113,6 @@ def test_a_prompt_id_that_one_model_lacks_is_refused():
         engine.generate([[1, 128]], 4)
 
 
-def test_three_models_are_wanted():
+def test_proxy_tuning_takes_three_models():
     with pytest.raises(ValueError, match="ProxyTuning takes 3 models, 2 were given"):
         Engine(models(SMALL)[:2], ProxyTuning(), eos_ids=(0,))

@@ -34,9 +34,9 @@ VARIANTS = {
     "grouped-query": dataclasses.replace(TINY, n_kv_heads=2),
     "sliding-window": dataclasses.replace(TINY, n_kv_heads=2, sliding_window=9),
 }
-# few buckets of very different lengths: each is a program to compile
+# few buckets of very different lengths: a program is compiled for each
 LENGTHS = (1, 100, 2, 60, 16, 5, 120, 50, 3, 11)
-NEVER = 10_000  # an EOS that no model has
+NEVER = 10_000  # an EOS id outside every vocabulary
 NEW = 24
 
 
@@ -76,7 +76,7 @@ def reference(name, eos=None):
 
 
 def some_eos(answers):
-    """An id that ends some of the answers early and leaves others as they are."""
+    """An id that ends about half of the answers early."""
     counts = {id: sum(id in answer for answer in answers) for id in range(TINY.vocab_size)}
     return min(counts, key=lambda id: abs(counts[id] - len(answers) // 2))
 
@@ -92,7 +92,7 @@ def test_answers_end_before_eos_as_in_transformers(name):
     eos = some_eos(reference(name))
     expected = reference(name, eos)
     lengths = {len(answer) for answer in expected}
-    assert NEW in lengths and len(lengths) > 2  # reached by some, at different places
+    assert NEW in lengths and len(lengths) > 2  # some answers end early, at different lengths
     assert decode(VARIANTS[name], eos_ids=(eos,), slots=3) == expected
 
 

@@ -1,4 +1,4 @@
-"""A system puts models together whose tokenizers read text alike, and answers text with text."""
+"""A system combines models whose tokenizers split text alike, and answers text with text."""
 
 import jax
 import pytest

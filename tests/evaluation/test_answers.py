@@ -1,4 +1,4 @@
-"""Both readers of an answer, on shapes written by hand and on every published gold answer."""
+"""Both readers of answers, on cases written by hand and on every published gold answer."""
 
 import json
 import math
@@ -135,7 +135,7 @@ def test_the_papers_comparison_is_an_absolute_difference_below_a_thousandth():
         ("25 cm^2", "en", 25),
         ("25 cm^{12}", "en", 25),
         ("\\$18", "en", 18),
-        # where the answer stands
+        # the position of the answer
         ("The answer is 18. She has 3 left.", "en", 18),
         ("The answer is: 5\n\nThe answer is: 7", "en", 7),
         ("The answer is 5 + 6 = 11. Good.", "en", 11),

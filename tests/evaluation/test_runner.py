@@ -1,4 +1,4 @@
-"""Evaluation of a system: scores, files, resuming, and settings that never mix."""
+"""Evaluation of a system: scores, files, resuming, and refusal of other settings."""
 
 import json
 
@@ -22,7 +22,8 @@ def problems_of(languages=("de", "en"), count=4):
 class Answering:
     """A deterministic generator: answers the number in the braces, last prompt first.
 
-    Even German questions are answered wrong, with the sign that only the sound reader sees.
+    Answers to German questions with even numbers are wrong by their sign, which only the sound
+    reader reads.
     """
 
     def __init__(self, stop_after=None):

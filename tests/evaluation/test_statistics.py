@@ -1,4 +1,4 @@
-"""Means as the paper takes them, and results.json."""
+"""The paper's means over languages, and results.json."""
 
 import json
 
@@ -42,7 +42,7 @@ def test_a_number_beyond_float_is_no_prediction_and_stays_valid_json():
     json.dumps(judged, allow_nan=False)
 
 
-def test_results_of_new_systems_join_those_that_are_there(tmp_path):
+def test_results_of_new_systems_join_the_saved_ones(tmp_path):
     path = tmp_path / "stage" / "results.json"
     save_results(path, {"base": {"mgsm": {"average": 1.0}}})
     save_results(path, {"base": {"msvamp": {"average": 2.0}}, "qalign": {"mgsm": {"average": 3.0}}})

@@ -1,4 +1,4 @@
-"""The splash kernel, interpreted, attends as the plain einsum does; cuDNN's is called alike."""
+"""The splash kernel, interpreted, and the call of cuDNN compute plain attention."""
 
 import jax
 import jax.numpy as jnp
@@ -87,7 +87,7 @@ def test_what_is_asked_of_cudnn_is_what_plain_attention_computes(heads, kv_heads
 
 
 def test_on_gpus_cudnn_is_called_forwards_and_backwards(monkeypatch):
-    monkeypatch.setattr(cudnn, "check_cudnn_version", lambda: 91_000)  # there is no GPU to ask
+    monkeypatch.setattr(cudnn, "check_cudnn_version", lambda: 91_000)  # no GPU to query
     q, k = (jax.ShapeDtypeStruct((2, LENGTH, n, HEAD), jnp.bfloat16) for n in (4, 2))
     mask = jax.ShapeDtypeStruct((2, LENGTH, LENGTH), bool)
 

@@ -170,7 +170,7 @@ def test_presets_have_the_published_number_of_parameters(name, billions):
     assert round(PRESETS[name].config.num_parameters / 1e9, 3) == billions
 
 
-def test_num_parameters_counts_what_is_there_but_padding():
+def test_num_parameters_counts_all_but_padding():
     params = init_params(SMALL, jax.random.key(0))
     held = sum(leaf.size for leaf in jax.tree.leaves(params))
     assert held - 2 * (384 - 300) * SMALL.d_model == SMALL.num_parameters

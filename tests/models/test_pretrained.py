@@ -9,7 +9,7 @@ def test_the_260k_model_continues_its_reference_text_for_200_tokens(real_data, t
     folder = real_data / "tinyllama_260k"
     write_pretrained(folder, tmp_path)
     model = load_model(tmp_path, dtype="float32")
-    # the reference stops nowhere: an id that is never produced ends the answer
+    # the reference text has no EOS: id 0, which the model never produces, stands for it
     engine = Engine([(model.module, model.params)], eos_ids=(0,), slots=1)
     ((_, tokens),) = engine.generate([[1]], 200)
     assert len(tokens) == 200

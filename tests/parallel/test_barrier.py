@@ -1,4 +1,4 @@
-"""A process that is missing at a barrier is named: one that never came, ended, or is elsewhere."""
+"""A barrier names missing processes: never started, late, ended, or at another barrier."""
 
 import socket
 import threading
@@ -17,7 +17,7 @@ def port():
 
 
 def together(*functions):
-    """What each returns or raises, run at once in threads."""
+    """Runs functions concurrently in threads; returns what each returned or raised."""
     results = [None] * len(functions)
 
     def run(index):
@@ -35,14 +35,14 @@ def together(*functions):
 
 
 def join(port, processes, timeout_s=10):
-    """Process 0 and all others, after their first barrier."""
+    """The coordinator and all workers, after their first barrier."""
     return together(
         lambda: Coordinator(port, processes, timeout_s),
         *(lambda n=n: Worker(("localhost", port), n, timeout_s) for n in range(1, processes)),
     )
 
 
-def test_nobody_goes_on_before_all_are_there(port):
+def test_no_process_passes_a_barrier_before_all_reach_it(port):
     coordinator, *workers = join(port, 3)
     times = {}
 
@@ -75,7 +75,7 @@ def test_without_process_0_its_address_is_named(port):
 
 def test_one_that_ended_is_named_with_its_host_at_once(port):
     coordinator, first, second = join(port, 3)
-    second._connection.close()  # as the system does for a process that ends
+    second._connection.close()  # as the operating system does when a process ends
     began = time.monotonic()
     outcomes = together(lambda: coordinator.wait("next", 60), lambda: first.wait("next", 60))
     assert [str(outcome) for outcome in outcomes] == [
@@ -102,7 +102,7 @@ def test_one_that_is_late_is_named_with_its_host(port):
         )
 
 
-def test_processes_that_are_at_different_barriers_are_told(port):
+def test_processes_at_different_barriers_are_named(port):
     coordinator, worker = join(port, 2)
     outcomes = together(lambda: coordinator.wait("one", 10), lambda: worker.wait("two", 10))
     for outcome in outcomes:
@@ -111,7 +111,7 @@ def test_processes_that_are_at_different_barriers_are_told(port):
         )
 
 
-def test_when_process_0_ends_the_others_are_told(port):
+def test_when_process_0_ends_the_others_raise(port):
     coordinator, worker = join(port, 2)
     coordinator._connections[1].close()
     with pytest.raises(MissingProcess, match=rf"process 0 at localhost:{port} ended before"):

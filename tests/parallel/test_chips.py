@@ -1,4 +1,4 @@
-"""Slices by their two names, and devices of slices that are not there."""
+"""TPU slices by their two names, and their devices for compiling ahead of time."""
 
 import math
 
@@ -11,9 +11,9 @@ from qalign_jax.parallel.chips import CHIPS, Slice, parse_slice
     ("name", "slice_"),
     [
         ("v5p:4x4x4", Slice("v5p", (4, 4, 4))),
-        ("v5p-128", Slice("v5p", (4, 4, 4))),  # cores, two a chip
+        ("v5p-128", Slice("v5p", (4, 4, 4))),  # counts cores, two per chip
         ("v4-256", Slice("v4", (4, 4, 8))),
-        ("v5e-16", Slice("v5e", (4, 4))),  # chips
+        ("v5e-16", Slice("v5e", (4, 4))),  # counts chips
         ("v5litepod-256", Slice("v5e", (16, 16))),
         ("v6e:2x4", Slice("v6e", (2, 4))),
     ],

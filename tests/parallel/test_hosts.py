@@ -1,4 +1,4 @@
-"""Several processes do what one does, and name those of them that are missing."""
+"""Several processes compute what one computes; missing processes are named."""
 
 import inspect
 import json
@@ -40,7 +40,7 @@ def start(*command, devices=4, **environment):
 
 
 def finish(*processes, timeout=60):
-    """Exit status, stdout and stderr of each."""
+    """Exit status, stdout and stderr of each process."""
     try:
         outputs = [process.communicate(timeout=timeout) for process in processes]
     finally:
@@ -62,10 +62,10 @@ def errors(stderr):
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """The folder of three runs of one recipe on one mesh of eight devices, and what they said.
+    """The folder of three runs of one recipe on one mesh of eight devices, and their outputs.
 
-    `two` are two processes of four devices each. `joined` is one process of eight, in a cluster of
-    its own: gloo makes its sums, as it makes those of `two`. `one` is an ordinary process.
+    `two` runs in two processes of four devices each. `joined` runs in one process of eight devices
+    in its own cluster, so that gloo sums as in `two`. `one` runs in an ordinary process.
     """
     tmp = tmp_path_factory.mktemp("hosts")
     recipe = tmp / "recipe.py"
@@ -80,8 +80,8 @@ def runs(tmp_path_factory):
 
     def run(workdir, *arguments, devices=8):
         command = ("-m", "qalign_jax.run", f"--config={recipe}", f"--workdir={tmp / workdir}")
-        # XLA splits the sums in a product among its threads, of which a process otherwise has one
-        # for each core or device
+        # XLA splits the sums of a product over its threads, by default one for each core or device:
+        # an equal number gives an equal order
         return start(*command, *arguments, devices=devices, PJRT_NPROC="8")
 
     first, second = coordinator(), coordinator()
@@ -106,8 +106,8 @@ def rows(workdir, stage):
 
 @pytest.mark.slow
 def test_two_processes_train_and_evaluate_to_the_bits_of_one(runs):
-    """Against one whose sums run in the same order. Floating point makes the order of three terms
-    and more matter, and gloo's is another than that within an ordinary process.
+    """The one process sums in the same order, with gloo: floating-point sums of three or more terms
+    depend on their order, and an ordinary process sums in another one.
     """
     tmp, _, ended = runs
     names = ("two, process 0", "joined")
@@ -195,9 +195,9 @@ print(json.dumps({"batch": ids.tolist(), "read": read, "held": sorted(held)}))
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory):
-    """What each of two processes reads of a batch, and where it would write its metrics."""
+    """The rows of a batch that each of two processes reads, and its folder for metrics."""
     address, tmp = coordinator(), tmp_path_factory.mktemp("alone")
-    folders = [tmp / "0", tmp / "1"]  # a common one would not show who writes
+    folders = [tmp / "0", tmp / "1"]  # one for each, to tell the writer
     ended = finish(*(start("-c", ALONE, address, str(i), MESH, folders[i]) for i in range(2)))
     for status, _, stderr in ended:
         assert status == 0, stderr
@@ -262,7 +262,7 @@ cli.main(command, lambda: None)
     [
         ("os.kill(os.getpid(), 9)", 60, "ended before", -signal.SIGKILL),
         ("raise ValueError('its disk is full')", 60, "ended before", 2),
-        ("time.sleep(600)", 2, "did not come in 2 s", -signal.SIGABRT),  # JAX's own way
+        ("time.sleep(600)", 2, "did not come in 2 s", -signal.SIGABRT),  # JAX aborts it
     ],
 )
 def test_a_process_that_does_not_reach_a_later_barrier_is_named(what, timeout_s, why, status):
@@ -275,8 +275,8 @@ def test_a_process_that_does_not_reach_a_later_barrier_is_named(what, timeout_s,
     assert second == status
 
 
-def test_the_private_module_that_knows_the_pod_still_answers():
-    """The day this fails, JAX has moved what tells a pod's processes apart (parallel/hosts.py)."""
+def test_the_private_module_for_pods_keeps_its_interface():
+    """A failure means that JAX has changed how it numbers a pod's processes (parallel/hosts.py)."""
     for cluster in (hosts.clusters.GkeTpuCluster, hosts.clusters.GceTpuCluster):
         assert not cluster.is_env_present()
         assert callable(cluster.get_process_count) and callable(cluster.get_process_id)
@@ -284,7 +284,7 @@ def test_the_private_module_that_knows_the_pod_still_answers():
         assert list(parameters) == ["timeout_secs", "override_coordinator_port"]
 
 
-# A pod as Kubernetes describes it to its hosts; JAX_FORCE_TPU_INIT stands for the chips.
+# Each host of a pod; Kubernetes sets its environment, and JAX_FORCE_TPU_INIT replaces the chips.
 POD = """
 import os, sys, jax
 from qalign_jax import cli

@@ -1,4 +1,4 @@
-"""Meshes from text, and what does not fit."""
+"""Meshes from text, and errors where they do not fit."""
 
 import jax
 import pytest

@@ -1,4 +1,4 @@
-"""A recipe runs, resumes, skips what is finished, and refuses what differs."""
+"""A recipe runs, resumes, skips finished stages, and refuses other settings."""
 
 import json
 import shutil
@@ -23,7 +23,7 @@ STEPS = 40
 
 
 def make_config(tmp, **changes):
-    """A vocabulary, a base, a tuned model and an evaluation, in seconds."""
+    """A recipe of a vocabulary, a base, a tuned model and an evaluation; runs in seconds."""
     config = parts.recipe(
         "small",
         ("vocabulary", "base", "tuned", "evaluation"),
@@ -72,7 +72,7 @@ def tmp(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def finished(tmp):
-    """The workdir of a finished run and what it returned."""
+    """The workdir of a finished run and its outcome."""
     workdir = tmp / "run"
     return workdir, Recipe(make_config(tmp), workdir).run()
 
@@ -115,7 +115,7 @@ def test_running_again_does_nothing_and_says_the_same(finished, tmp):
     assert before == {f: f.stat().st_mtime_ns for f in before}
 
 
-def test_a_system_added_later_is_scored_beside_those_that_are_there(finished, tmp):
+def test_a_system_added_later_is_scored_beside_the_earlier_ones(finished, tmp):
     workdir, outcome = finished
     config = make_config(tmp)
     config.evaluation.systems.tuned = parts.system("tuned")
@@ -280,7 +280,7 @@ def test_a_stage_may_end_its_prompt_in_its_own_way(tmp):
 
 
 @pytest.mark.parametrize("name", ["nothing", "seed", "mesh"])
-def test_what_is_no_stage_is_no_choice_of_one(name, tmp):
+def test_a_choice_that_is_no_stage_is_refused(name, tmp):
     known = "the recipe's stages are vocabulary, base, tuned, evaluation"
     with pytest.raises(ValueError, match=f"no stage '{name}'; {known}"):
         Recipe(make_config(tmp), tmp / "never", [name])
@@ -291,6 +291,6 @@ def test_a_key_that_describes_no_stage_cannot_be_one(tmp):
         Recipe(make_config(tmp, stages=("vocabulary", "seed")), tmp / "never")
 
 
-def test_a_stage_whose_weights_are_not_there_yet_asks_for_them(tmp):
+def test_a_stage_whose_weights_are_not_finished_is_refused(tmp):
     with pytest.raises(ValueError, match="tuned needs base, which is not finished"):
         Recipe(make_config(tmp), tmp / "never", ["tuned"])

@@ -1,4 +1,4 @@
-"""Stages made from their configs, weights resolved for all of them, and a kind in one file."""
+"""Stages from their configs, the sources of their weights, and a new kind in one file."""
 
 import dataclasses
 import json
@@ -185,13 +185,13 @@ def test_a_kind_of_stage_is_added_in_one_file(tmp_path):
     assert outcome["stages"] == {"loud": "done"}
     assert json.loads((tmp_path / "loud" / "shouted.json").read_text()) == ["TRANSLATE"]
     config.loud.times = 2
-    assert Recipe(config, tmp_path).run()["stages"] == {"loud": "done"}  # open again: it differs
+    assert Recipe(config, tmp_path).run()["stages"] == {"loud": "done"}  # rerun: settings changed
     assert len(json.loads((tmp_path / "loud" / "shouted.json").read_text())) == 2
 
 
 @pytest.fixture
 def directories(tmp_path, tokenizer, texts):
-    """A model's directory, and one of the same model with another tokenizer."""
+    """Two directories of one model: with its own tokenizer and with another."""
     from qalign_jax.data.tokenizer import load_tokenizer, train_sentencepiece
 
     train_sentencepiece([text.upper() for text in texts], 420, tmp_path / "other.model")
@@ -231,7 +231,7 @@ def test_a_tokenizer_of_the_recipe_that_is_not_the_directorys_is_refused(
     config.scored.systems.steered.antiexpert = str(odd)
     with pytest.raises(ValueError, match=rf"tokenizer={model_file} is not that of {odd}: the pie"):
         Recipe(config, tmp_path / "run").prepare()
-    shutil.rmtree(odd / "tokenizer")  # without one of its own it takes the recipe's
+    shutil.rmtree(odd / "tokenizer")  # without its own, the recipe's is used
     Recipe(config, tmp_path / "run").prepare()
 
 

@@ -1,4 +1,4 @@
-"""The table and the page, from files as a run leaves them."""
+"""The table of results and the report page, from the files of a run."""
 
 import html.parser
 import json

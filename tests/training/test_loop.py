@@ -1,4 +1,4 @@
-"""The training loop stops when it is asked to, and traces the steps that it is told."""
+"""The training loop stops on a signal and traces the requested steps."""
 
 import gzip
 import json
@@ -37,7 +37,7 @@ def batches(tmp_path_factory, tokenizer):
 
 
 def run(folder, batches, around_step=lambda number: None, **options):
-    """Trains STEPS steps; `around_step` is called with the number of each while it runs."""
+    """Trains STEPS steps; calls `around_step` with the number of each before its dispatch."""
     mesh = make_mesh("single")
     step = make_train_step(Llama(CONFIG, EXECUTION), OPTIMIZER, mesh)
     checkpoints = Checkpoints(folder, every=100)

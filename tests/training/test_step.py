@@ -1,4 +1,4 @@
-"""The step: sharded = single device, accumulated = whole, packed = unpacked, ours = torch's."""
+"""The step: sharded = single device, accumulated = whole, packed = unpacked, JAX = torch."""
 
 import dataclasses
 import math
@@ -80,7 +80,7 @@ def test_loss_and_every_gradient_on_eight_devices_equal_those_on_one(spec, batch
 
 @pytest.fixture(scope="module")
 def wide():
-    """A model and a batch that splash can tile, and what one device makes of them plainly."""
+    """A config, parameters and a batch that splash can tile, and the plain step on one device."""
     config, _ = preset(
         "tiny", vocab_size=300, d_model=64, n_heads=4, n_kv_heads=2, head_size=128, init_scale=0.05
     )
@@ -190,7 +190,7 @@ def test_three_steps_equal_those_of_torch_adamw(batch):
     state = init_state(CONFIG, optimizer_config, mesh, params)
     step_function = make_train_step(MODEL, optimizer_config, mesh)
 
-    # the reference knows no segments: one document a row
+    # the reference has no segment ids: one document per row
     rows = {
         "positions": np.tile(np.arange(32, dtype=np.int32), (16, 1)),
         "segment_ids": np.ones((16, 32), np.int32),
@@ -201,7 +201,7 @@ def test_three_steps_equal_those_of_torch_adamw(batch):
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.0)
     scheduler = transformers.get_cosine_schedule_with_warmup(optimizer, 1, 20)
 
-    for step in range(4):  # the first has a rate of zero
+    for step in range(4):  # the first has a learning rate of zero
         state, metrics = step_function(state, batch, np.float32(schedule(step)))
         optimizer.zero_grad()
         logits = model(input_ids=tokens).logits.flatten(0, 1)
