@@ -6,10 +6,8 @@ from ml_collections import ConfigDict, FieldReference
 
 from qalign_jax.models.presets import preset
 from qalign_jax.parallel.chips import parse_slice
-from qalign_jax.recipe.stages.base import Stage
-from qalign_jax.recipe.stages.evaluate import Evaluate, SystemConfig
-from qalign_jax.recipe.stages.tokenizer import TrainTokenizer
-from qalign_jax.recipe.stages.train import Train
+from qalign_jax.recipe.stages.base import stage_class
+from qalign_jax.recipe.stages.evaluate import SystemConfig
 
 Value = str | FieldReference  # a key's value, or a reference to another key
 
@@ -51,19 +49,23 @@ def source(name: Value, path: Value = "", **options) -> ConfigDict:
     return config
 
 
-def stage(kind: str, stage_class: type[Stage], **values) -> ConfigDict:
-    """A stage's part of a recipe: the defaults of its class, and these values."""
-    return _config(stage_class, stage_class.keys(), values, kind=kind)
+def stage(kind: str, **values) -> ConfigDict:
+    """A stage's part of a recipe: the defaults of its kind, and these values.
+
+    `kind` is a module of recipe/stages, or the dotted name of another (recipe/stages/base.py).
+    """
+    class_ = stage_class(kind)
+    return _config(class_, class_.keys(), values, kind=kind)
 
 
 def tokenizer(vocab_size: int, data: dict[str, ConfigDict], **changes) -> ConfigDict:
     """A stage that trains a tokenizer."""
-    return stage("tokenizer", TrainTokenizer, vocab_size=vocab_size, data=data, **changes)
+    return stage("tokenizer", vocab_size=vocab_size, data=data, **changes)
 
 
 def training(init: Value, data: dict[str, ConfigDict], **changes) -> ConfigDict:
     """A training stage with the paper's hyper-parameters (recipe/stages/train.py)."""
-    return stage("train", Train, init=init, data=data, **changes)
+    return stage("train", init=init, data=data, **changes)
 
 
 def system(model: Value, expert: Value = "", antiexpert: Value = "", **changes) -> ConfigDict:
@@ -92,7 +94,7 @@ def evaluation(
     systems: dict[str, ConfigDict], benchmarks: dict[str, ConfigDict], **changes
 ) -> ConfigDict:
     """Scores every system on every benchmark, greedy, bf16, as the paper does."""
-    return stage("evaluate", Evaluate, systems=systems, benchmarks=benchmarks, **changes)
+    return stage("evaluate", systems=systems, benchmarks=benchmarks, **changes)
 
 
 def _config(class_, keys: list[str], values: dict, **first) -> ConfigDict:

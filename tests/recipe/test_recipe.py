@@ -287,7 +287,9 @@ def test_a_choice_that_is_no_stage_is_refused(name, tmp):
 
 
 def test_a_key_that_describes_no_stage_cannot_be_one(tmp):
-    with pytest.raises(ValueError, match="no stage 'seed' is described in the recipe"):
+    with pytest.raises(
+        ValueError, match="no stage 'seed' is described in the recipe, only vocabulary"
+    ):
         Recipe(make_config(tmp, stages=("vocabulary", "seed")), tmp / "never")
 
 

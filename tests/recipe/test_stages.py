@@ -180,7 +180,7 @@ STAGE = Shout
 
 def test_a_kind_of_stage_is_added_in_one_file(tmp_path):
     config = parts.recipe("loud", ("loud",))
-    config.loud = parts.stage("tests.recipe.test_stages", Shout, text="translate")
+    config.loud = parts.stage("tests.recipe.test_stages", text="translate")
     outcome = Recipe(config, tmp_path).run()
     assert outcome["stages"] == {"loud": "done"}
     assert json.loads((tmp_path / "loud" / "shouted.json").read_text()) == ["TRANSLATE"]

@@ -127,7 +127,15 @@ def read_stages(config: ConfigDict) -> dict[str, Stage]:
     recipe = config.to_dict()
     stages: dict[str, Stage] = {}
     for name in recipe["stages"]:
-        stages[name] = _stage_class(name, recipe).from_recipe(name, recipe)
+        described = recipe.get(name)
+        if not isinstance(described, Mapping) or "kind" not in described:
+            known = ", ".join(each for each in recipe["stages"] if each in recipe)
+            raise ValueError(f"no stage {name!r} is described in the recipe, only {known}")
+        try:
+            kind = stage_class(described["kind"])
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from None
+        stages[name] = kind.from_recipe(name, recipe)
     later = list(stages)
     for stage in stages.values():
         for source in stage.sources():
@@ -147,12 +155,13 @@ def make_run(
     return Run(folder, Resolver(stages, folder.path, *shared), cache_dir, profile)
 
 
-def _stage_class(name: str, recipe: Mapping[str, Any]) -> type[Stage]:
-    stage = recipe.get(name)
-    if not isinstance(stage, Mapping) or "kind" not in stage:
-        known = ", ".join(each for each in recipe["stages"] if each in recipe)
-        raise ValueError(f"no stage {name!r} is described in the recipe; its stages are {known}")
-    package, kind = __name__.rpartition(".")[0], str(stage["kind"])
+def stage_class(kind: str) -> type[Stage]:
+    """The class of a kind of stage.
+
+    Raises:
+      ValueError: no module of this name, or one without STAGE.
+    """
+    package = __name__.rpartition(".")[0]
     path = kind if "." in kind else f"{package}.{kind}"
     try:
         return importlib.import_module(path).STAGE
@@ -164,8 +173,8 @@ def _stage_class(name: str, recipe: Mapping[str, Any]) -> type[Stage]:
         kinds = sorted(module.name for module in pkgutil.iter_modules(folder))
         kinds.remove("base")
         raise ValueError(
-            f"{name}: kind={kind!r}; it is one of {', '.join(kinds)}, or the module of a "
-            "stage of your own, like my_package.my_stage"
+            f"kind={kind!r}; it is one of {', '.join(kinds)}, or the module of a stage of your "
+            "own, like my_package.my_stage"
         ) from None
 
 
