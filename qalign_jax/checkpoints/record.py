@@ -9,7 +9,7 @@ from etils import epath
 from qalign_jax import files
 
 # The keys on disk, unchanged since the first release, whose runs resume.
-_SETTINGS, _SOURCES = "matters", "made_from"
+SETTINGS, SOURCES = "matters", "made_from"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,11 +33,11 @@ def read_record(folder) -> Record | None:
         return None
     remedy = "delete the folder and make it again"
     content = files.read_json(file, remedy)
-    if not isinstance(content, dict) or not isinstance(content.get(_SOURCES), dict):
+    if not isinstance(content, dict) or not isinstance(content.get(SOURCES), dict):
         raise ValueError(f"{file}: not a record of settings and sources; {remedy}")
-    return Record(content.get(_SETTINGS, {}), content[_SOURCES])
+    return Record(content.get(SETTINGS, {}), content[SOURCES])
 
 
 def write_record(folder, record: Record) -> None:
-    settings = {_SETTINGS: record.settings} if record.settings else {}
-    files.write_json(epath.Path(folder) / "stage.json", settings | {_SOURCES: record.sources})
+    settings = {SETTINGS: record.settings} if record.settings else {}
+    files.write_json(epath.Path(folder) / "stage.json", settings | {SOURCES: record.sources})

@@ -84,11 +84,11 @@ class AnswerFile:
         if self._file:
             self._file.close()
             self._file = None
-        order = [identity for identity in order if identity in self.answers]
+        order = [problem_id for problem_id in order if problem_id in self.answers]
         if order:
             first = set(order)
-            rest = [identity for identity in self.answers if identity not in first]
-            self._rewrite(self.answers[identity] for identity in order + rest)
+            rest = [problem_id for problem_id in self.answers if problem_id not in first]
+            self._rewrite(self.answers[problem_id] for problem_id in order + rest)
         elif self._dirty:
             self._rewrite(self.answers.values())
 

@@ -162,16 +162,16 @@ def _take(benchmark, answers, open_problems, problems, texts, files, name) -> No
 def _score(benchmark, files, order) -> dict[str, Any]:
     """Reads every output anew, so that the scores are those of today's readers."""
     correct, sound = {}, {}
-    for language, identities in order.items():
+    for language, problem_ids in order.items():
         file = files[language]
-        before = {identity: dict(file.answers[identity]) for identity in identities}
-        for identity in identities:
-            file.answers[identity] |= _judged(benchmark, file.answers[identity])
+        before = {problem_id: dict(file.answers[problem_id]) for problem_id in problem_ids}
+        for problem_id in problem_ids:
+            file.answers[problem_id] |= _judged(benchmark, file.answers[problem_id])
         there = list(file.answers.items())[: len(before)]
         if file.torn or there != list(before.items()):
-            file.close(identities)
-        correct[language] = [file.answers[identity]["correct"] for identity in identities]
-        sound[language] = [file.answers[identity]["sound_correct"] for identity in identities]
+            file.close(problem_ids)
+        correct[language] = [file.answers[problem_id]["correct"] for problem_id in problem_ids]
+        sound[language] = [file.answers[problem_id]["sound_correct"] for problem_id in problem_ids]
     if unaveraged := sorted(correct.keys() - set(benchmark.averaged)):
         logging.info("%s: %s not in the average", benchmark.name, " ".join(unaveraged))
     return {

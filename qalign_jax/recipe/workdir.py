@@ -8,9 +8,7 @@ from etils import epath
 
 from qalign_jax import files
 from qalign_jax import settings as settings_of
-from qalign_jax.checkpoints.record import Record, read_record, write_record
-
-_SETTINGS = "matters"  # the key in done.json, as in stage.json (checkpoints/record.py)
+from qalign_jax.checkpoints.record import SETTINGS, Record, read_record, write_record
 
 
 class Workdir:
@@ -38,11 +36,11 @@ class Workdir:
         if not file.exists():
             return False
         done = files.read_json(file, "delete it, and the stage goes on from its last checkpoint")
-        return isinstance(done, dict) and done.get(_SETTINGS) == settings
+        return isinstance(done, dict) and done.get(SETTINGS) == settings
 
     def finish(self, name: str, settings: Mapping[str, Any], summary: Mapping[str, Any]) -> None:
         """Writes done.json."""
-        self.write_json(f"{name}/done.json", {_SETTINGS: settings, **summary})
+        self.write_json(f"{name}/done.json", {SETTINGS: settings, **summary})
 
     def check_settings(self, name: str, settings: Mapping[str, Any]) -> None:
         """Raises a ValueError where the stage has a record of other settings."""

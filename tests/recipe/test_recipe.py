@@ -115,6 +115,17 @@ def test_running_again_does_nothing_and_says_the_same(finished, tmp):
     assert before == {f: f.stat().st_mtime_ns for f in before}
 
 
+def test_a_stage_that_was_stopped_behind_its_last_step_is_done_at_the_next_start(finished, tmp):
+    workdir = tmp / "late"
+    shutil.copytree(finished[0], workdir)
+    (workdir / "base" / "done.json").unlink()
+    before = (workdir / "base" / "metrics.jsonl").read_bytes()
+    recipe = Recipe(make_config(tmp), workdir, ["base"])
+    assert not recipe.is_done(recipe.stages["base"])
+    assert recipe.run()["stages"]["base"] == "done"
+    assert (workdir / "base" / "metrics.jsonl").read_bytes() == before
+
+
 def test_a_system_added_later_is_scored_beside_the_earlier_ones(finished, tmp):
     workdir, outcome = finished
     config = make_config(tmp)
