@@ -101,7 +101,8 @@ def runs(tmp_path_factory):
 
 
 def rows(workdir, stage):
-    return [json.loads(line) for line in (workdir / stage / "metrics.jsonl").open()]
+    text = (workdir / stage / "metrics.jsonl").read_text()
+    return [json.loads(line) for line in text.splitlines()]
 
 
 @pytest.mark.slow

@@ -177,14 +177,15 @@ def test_a_run_that_is_terminated_then_killed_ends_bit_identical(finished, tmp):
     process = start()
     wait_for_rows(process, 2)
     process.send_signal(signal.SIGTERM)
-    assert process.wait() == 128 + signal.SIGTERM, process.communicate()[1]
+    stderr = process.communicate()[1]
+    assert process.returncode == 128 + signal.SIGTERM, stderr
     (step,) = [int(child.name) for child in saved.iterdir()]
     assert 2 <= step < STEPS, "the run was over before it was stopped"
 
     process = start()
     wait_for_rows(process, min(step + 3, STEPS - 5))
     process.kill()
-    process.wait()
+    process.communicate()
     assert not (saved / str(STEPS)).exists(), "the run was over before it was killed"
     with open(metrics, "a") as file:
         file.write('{"step": 99, "lo')  # a torn line, as a kill can leave

@@ -4,6 +4,8 @@ import gzip
 import json
 import os
 import signal
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -29,7 +31,10 @@ CONFIG, EXECUTION = preset("tiny", vocab_size=420)
 
 @pytest.fixture(scope="module")
 def batches(tmp_path_factory, tokenizer):
-    folder = tmp_path_factory.mktemp("loop")
+    return make_batches(tmp_path_factory.mktemp("loop"), tokenizer)
+
+
+def make_batches(folder, tokenizer):
     rows = [{"instruction": f"{i} and 1?", "response": f"The answer is {i + 1}."} for i in range(9)]
     source = {"name": "jsonl", "path": str(write_jsonl(folder / "own.jsonl", rows))}
     packed = packing.build({"own": source}, tokenizer, "short", 64, folder / "cache", 0)
@@ -92,9 +97,27 @@ def test_a_signal_while_the_final_state_is_saved_is_not_lost(batches, tmp_path, 
         run(tmp_path, batches)
 
 
-def test_a_trace_holds_the_steps_asked_for(batches, tmp_path):
-    run(tmp_path, batches, profile=Profile(2, 3))
-    (trace,) = (tmp_path / "tensorboard" / "plugins" / "profile").rglob("*.trace.json.gz")
+TRACED = """
+import pathlib, sys
+from qalign_jax.data.tokenizer import load_tokenizer
+from qalign_jax.training.profile import Profile
+from tests.training import test_loop
+
+folder, model = map(pathlib.Path, sys.argv[1:])
+batches = test_loop.make_batches(folder, load_tokenizer(model))
+test_loop.run(folder / "traced", batches, profile=Profile(2, 3))
+"""
+
+
+@pytest.mark.slow
+def test_a_trace_holds_the_requested_steps(tmp_path, model_file):
+    """In a process of its own: the profiler crashes where libtpu has compiled ahead of time."""
+    done = subprocess.run(
+        [sys.executable, "-c", TRACED, tmp_path, model_file], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    profiles = tmp_path / "traced" / "tensorboard" / "plugins" / "profile"
+    (trace,) = profiles.rglob("*.trace.json.gz")
     assert list(trace.parent.glob("*.xplane.pb"))
     events = json.loads(gzip.decompress(trace.read_bytes()))["traceEvents"]
     steps = {event["args"].get("step_num") for event in events if event.get("name") == "train"}
