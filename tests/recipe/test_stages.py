@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 from qalign_jax.ahead.jobs import DecodingJob, TrainingJob, Workload, check_jobs
 from qalign_jax.checkpoints.model import Card, Model, save_model
 from qalign_jax.checkpoints.record import Record, write_record
+from qalign_jax.data.tokenizer import load_tokenizer, train_sentencepiece
 from qalign_jax.models.config import Execution
 from qalign_jax.models.params import init_params
 from qalign_jax.models.presets import preset
@@ -89,6 +90,9 @@ def test_a_system_is_compiled_with_the_stages_dtype_and_room_for_the_longest_ans
     [
         ("kind", "evaluat", "kind='evaluat'; it is one of evaluate, tokenizer, train, or"),
         ("kind", "no_package.stage", "kind='no_package.stage'; it is one of"),
+        ("kind", "tests.files", "kind='tests.files'; it is one of"),
+        ("kind", "base", "kind='base'; it is one of"),
+        ("kind", "..", "kind='..'; it is one of"),
         ("dtype", "float64", "dtype='float64'; it is one of float32, bfloat16"),
         ("remat", "foo", "remat='foo'; it is one of full, qkvo, qkvo_mlp, none"),
         ("length", 0, "length=0; expected at least 2"),
@@ -189,11 +193,20 @@ def test_a_kind_of_stage_is_added_in_one_file(tmp_path):
     assert len(json.loads((tmp_path / "loud" / "shouted.json").read_text())) == 2
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Whisper(Shout):
+    quietly: bool = True
+
+
+def test_a_kind_that_is_derived_from_another_has_its_keys_too():
+    assert Whisper.keys() == ["text", "times", "quietly"]
+    with pytest.raises(TypeError, match="abstract"):
+        Stage(kind="", name="", seed=0, template="", mesh="", tokenizer="")
+
+
 @pytest.fixture
 def directories(tmp_path, tokenizer, texts):
     """Two directories of one model: with its own tokenizer and with another."""
-    from qalign_jax.data.tokenizer import load_tokenizer, train_sentencepiece
-
     train_sentencepiece([text.upper() for text in texts], 420, tmp_path / "other.model")
     config, execution = preset("tiny", vocab_size=420)
     params = init_params(config, jax.random.key(0))

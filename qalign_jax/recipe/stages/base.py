@@ -4,8 +4,10 @@ A kind of stage is one module whose `STAGE` is a subclass of `Stage`: a module o
 name (`kind="train"`), any other by its dotted one (`kind="my_package.my_stage"`).
 """
 
+import abc
 import dataclasses
 import importlib
+import inspect
 import pkgutil
 from collections.abc import Mapping
 from typing import Any, ClassVar, Self
@@ -35,7 +37,7 @@ class Run:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Stage:
+class Stage(abc.ABC):
     """A stage of a recipe: these keys come from the recipe, those of a subclass from the stage's
     own part of it. `template` and `mesh` are the stage's own where it has them.
     """
@@ -58,7 +60,7 @@ class Stage:
         """The weights that the stage starts from, if it leaves weights."""
         return None
 
-    def check(self) -> None:
+    def check(self) -> None:  # noqa: B027  # most values need no check
         """Raises a ValueError where the stage's own values make no sense."""
 
     def sources(self) -> list[Source]:
@@ -83,14 +85,15 @@ class Stage:
         """The programs of the stage by name, for `fits` to compile and for `run` to check."""
         return {}
 
+    @abc.abstractmethod
     def run(self, run: Run) -> dict[str, Any]:
-        """Does the work, or goes on with it; returns a summary for done.json."""
-        raise NotImplementedError(f"{type(self).__name__} does nothing")
+        """Does the work, or resumes it; returns a summary for done.json."""
 
     @classmethod
     def keys(cls) -> list[str]:
         """The keys of the stage's own part of a recipe, `kind` left out."""
-        own = cls.__annotations__
+        kinds = cls.__mro__[: cls.__mro__.index(Stage)]
+        own = {name for kind in kinds for name in inspect.get_annotations(kind)}
         return [field.name for field in dataclasses.fields(cls) if field.name in own]
 
     @classmethod
@@ -163,19 +166,22 @@ def stage_class(kind: str) -> type[Stage]:
     """
     package = __name__.rpartition(".")[0]
     path = kind if "." in kind else f"{package}.{kind}"
+    found = None
     try:
-        return importlib.import_module(path).STAGE
-    except (ModuleNotFoundError, AttributeError, ValueError) as error:
-        missing = error.name if isinstance(error, ModuleNotFoundError) else path
-        if not f"{path}.".startswith(f"{missing}."):
+        if all(part.isidentifier() for part in kind.split(".")):
+            found = getattr(importlib.import_module(path), "STAGE", None)
+    except ModuleNotFoundError as error:
+        if not f"{path}.".startswith(f"{error.name}."):
             raise  # a module that the stage itself imports
+    if found is None:
         folder = importlib.import_module(package).__path__
         kinds = sorted(module.name for module in pkgutil.iter_modules(folder))
         kinds.remove("base")
         raise ValueError(
             f"kind={kind!r}; it is one of {', '.join(kinds)}, or the module of a stage of your "
             "own, like my_package.my_stage"
-        ) from None
+        )
+    return found
 
 
 def _without(tree, keys):
