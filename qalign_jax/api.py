@@ -9,7 +9,8 @@ steered = qalign_jax.ProxyTuned(large, expert, antiexpert)
 import os
 from collections.abc import Sequence
 
-from qalign_jax.checkpoints.model import load_model
+from jax.sharding import Mesh
+
 from qalign_jax.data.prompts import render
 from qalign_jax.decoding.sampling import Sampling
 from qalign_jax.decoding.system import System, TextGenerator
@@ -19,9 +20,8 @@ from qalign_jax.parallel.mesh import make_mesh
 class LanguageModel:
     """A loaded system: text in, text out."""
 
-    def __init__(self, system: System, mesh: str = ""):
-        self._system = system
-        self._mesh = make_mesh(mesh) if mesh else None
+    def __init__(self, system: System, mesh: Mesh | None = None):
+        self._system, self._mesh = system, mesh
 
     @property
     def template(self) -> str:
@@ -105,5 +105,5 @@ def ProxyTuned(
 
 def _load(directories: list, alpha: float, mesh: str, dtype: str) -> LanguageModel:
     where = make_mesh(mesh) if mesh else None
-    models = [load_model(path, mesh=where, dtype=dtype or None) for path in directories]
-    return LanguageModel(System.of(models, [os.fspath(path) for path in directories], alpha), mesh)
+    system = System.load(directories, alpha=alpha, mesh=where, dtype=dtype or None)
+    return LanguageModel(system, where)

@@ -20,7 +20,7 @@ from absl import flags
 from etils import epath
 
 from qalign_jax import cli, files
-from qalign_jax.checkpoints.model import fingerprint, load_model
+from qalign_jax.checkpoints.model import fingerprint
 from qalign_jax.data.prompts import render, template_text
 from qalign_jax.decoding.sampling import Sampling
 from qalign_jax.decoding.system import System
@@ -80,15 +80,14 @@ def generate(request: Request, prompts: str | os.PathLike, output: str | os.Path
         raise ValueError(f"--output={output} is a folder; name a file")
     rows = read_prompts(prompts)
     mesh = make_mesh(request.mesh) if request.mesh else None
-    names = request.directories
-    models = [load_model(path, mesh=mesh, dtype=request.dtype or None) for path in names]
-    system = System.of(models, names, request.alpha)
+    system = System.load(
+        request.directories, alpha=request.alpha, mesh=mesh, dtype=request.dtype or None
+    )
     tokenizer, template = system.tokenizer, request.template or system.template
     ids = system.encode([_prompt(row, template) for row in rows])
     answers = AnswerFile(f"{os.fspath(output)}.partial", _header(request, ids))
     answers.read()
     engine = system.engine(mesh=mesh, slots=request.slots, sampling=request.sampling)
-    del models, system  # the engine has the weights, perhaps in a narrower dtype
     missing = [number for number in range(len(rows)) if str(number) not in answers.answers]
     start, decoded = time.monotonic(), 0
     finished = engine.generate([ids[number] for number in missing], request.max_new_tokens, missing)

@@ -1,20 +1,22 @@
 """A system: one model, or a large one that an expert steers against an anti-expert."""
 
 import dataclasses
+import os
 from collections.abc import Iterator, Sequence
 
 from jax.sharding import Mesh
 
-from qalign_jax.checkpoints.model import Model
-from qalign_jax.data.tokenizer import Tokenizer, difference
+from qalign_jax.checkpoints.model import Model, load_model, tokenizer_directory
+from qalign_jax.data.tokenizer import Tokenizer, difference, load_tokenizer
 from qalign_jax.decoding.combine import Combine, combination
 from qalign_jax.decoding.engine import Engine
 from qalign_jax.decoding.sampling import Sampling
+from qalign_jax.models.params import cast_params
 
 
 @dataclasses.dataclass(frozen=True)
 class System:
-    """Loaded models, and how their logits are combined: made by `System.of`."""
+    """Loaded models, and how their logits are combined: made by `System.of` or `System.load`."""
 
     models: tuple[Model, ...]
     combine: Combine
@@ -29,6 +31,33 @@ class System:
         """
         check_tokenizers(names, [model.tokenizer for model in models])
         return cls(tuple(models), combination(len(models), alpha), tuple(names))
+
+    @classmethod
+    def load(
+        cls,
+        directories: Sequence[str | os.PathLike],
+        *,
+        alpha: float = 1.0,
+        mesh: Mesh | None = None,
+        dtype: str | None = None,
+    ) -> "System":
+        """Loads a system from directories; arguments as of `load_model` and `of`.
+
+        Weights are kept in the compute dtype alone: one model at a time is in memory as loaded.
+
+        Raises:
+          ValueError: as both; tokenizers that differ before any weight is read.
+        """
+        names = [os.fspath(path) for path in directories]
+        tokenizers = [load_tokenizer(tokenizer_directory(name)) for name in names]
+        check_tokenizers(names, tokenizers)
+        models = []
+        for name, tokenizer in zip(names, tokenizers, strict=True):
+            model = load_model(name, mesh=mesh, dtype=dtype, tokenizer=tokenizer)
+            params = cast_params(model.params, model.execution.dtype)
+            models.append(dataclasses.replace(model, params=params))
+            del model, params
+        return cls.of(models, names, alpha)
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -45,15 +74,7 @@ class System:
         Raises:
           ValueError: the models' tokenizers read one of the texts differently.
         """
-        encoded = self.tokenizer.encode_prompts(texts)
-        for name, model in zip(self.names[1:], self.models[1:], strict=True):
-            other = model.tokenizer
-            if other.fingerprint == self.tokenizer.fingerprint:
-                continue
-            for text, ids, others in zip(texts, encoded, other.encode_prompts(texts), strict=True):
-                if ids != others:
-                    raise _tokenizers_differ(self.names[0], name, f"{text!r} has other ids")
-        return encoded
+        return _encode(self.names, [model.tokenizer for model in self.models], texts)
 
     def engine(
         self, *, mesh: Mesh | None = None, slots: int = 64, sampling: Sampling = Sampling()
@@ -72,13 +93,14 @@ class System:
 class TextGenerator:
     """A system's engine with text in and out.
 
-    The engine holds the weights in their compute dtype; the system's own are not kept.
+    It keeps the engine's weights, in the compute dtype, and not the system's.
     """
 
     def __init__(self, system: System, **options):
         """Takes the arguments of `System.engine`."""
         self._engine = system.engine(**options)
-        self._encode, self._tokenizer = system.encode, system.tokenizer
+        self._names = system.names
+        self._tokenizers = [model.tokenizer for model in system.models]
 
     def __call__(
         self,
@@ -90,8 +112,9 @@ class TextGenerator:
 
         Arguments and errors as in `Engine.generate`.
         """
-        answers = self._engine.generate(self._encode(prompts), max_new_tokens, numbers)
-        return ((number, self._tokenizer.decode(ids), ids) for number, ids in answers)
+        encoded = _encode(self._names, self._tokenizers, prompts)
+        answers = self._engine.generate(encoded, max_new_tokens, numbers)
+        return ((number, self._tokenizers[0].decode(ids), ids) for number, ids in answers)
 
 
 def check_tokenizers(names: Sequence[str], tokenizers: Sequence[Tokenizer]) -> None:
@@ -99,6 +122,20 @@ def check_tokenizers(names: Sequence[str], tokenizers: Sequence[Tokenizer]) -> N
     for name, tokenizer in zip(names[1:], tokenizers[1:], strict=True):
         if found := difference(tokenizers[0], tokenizer):
             raise _tokenizers_differ(names[0], name, found)
+
+
+def _encode(
+    names: Sequence[str], tokenizers: Sequence[Tokenizer], texts: Sequence[str]
+) -> list[list[int]]:
+    """The ids of prompts, which all tokenizers must agree on."""
+    encoded = tokenizers[0].encode_prompts(texts)
+    for name, other in zip(names[1:], tokenizers[1:], strict=True):
+        if other.fingerprint == tokenizers[0].fingerprint:
+            continue
+        for text, ids, others in zip(texts, encoded, other.encode_prompts(texts), strict=True):
+            if ids != others:
+                raise _tokenizers_differ(names[0], name, f"{text!r} has other ids")
+    return encoded
 
 
 def _tokenizers_differ(one: str, other: str, how: str) -> ValueError:

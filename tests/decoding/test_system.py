@@ -1,9 +1,13 @@
 """A system combines models whose tokenizers split text alike, and answers text with text."""
 
+import dataclasses
+import gc
+import weakref
+
 import jax
 import pytest
 
-from qalign_jax.checkpoints.model import Model
+from qalign_jax.checkpoints.model import Model, save_model
 from qalign_jax.data.tokenizer import load_tokenizer, train_sentencepiece
 from qalign_jax.decoding.combine import FirstModel, ProxyTuning
 from qalign_jax.decoding.system import System, TextGenerator
@@ -33,6 +37,28 @@ def test_text_goes_in_after_bos_and_comes_out(tokenizer):
     expected = dict(system.engine(slots=2).generate(ids, 6))
     answers = sorted(TextGenerator(system, slots=2)(TEXTS, 6))
     assert answers == [(i, tokenizer.decode(expected[i]), expected[i]) for i in range(2)]
+
+
+def test_a_text_generator_keeps_no_weights_but_its_engines(tokenizer):
+    config, execution = preset("tiny", vocab_size=420)
+    narrow = dataclasses.replace(execution, dtype="bfloat16")
+    params = init_params(config, jax.random.key(0))
+    gate = weakref.ref(params["layers"]["mlp"]["gate"])
+    one = System.of([Model(config, narrow, params, tokenizer, "short")], ["one"])
+    generator = TextGenerator(one, slots=2)
+    del params, one
+    gc.collect()
+    assert gate() is None and list(generator(TEXTS, 2))
+
+
+def test_a_loaded_system_holds_its_weights_in_the_compute_dtype(tokenizer, tmp_path):
+    save_model(tmp_path, model(tokenizer))
+    (held,) = System.load([tmp_path], dtype=None).models
+    assert held.execution.dtype == "float32"
+    (held,) = System.load([tmp_path], dtype="bfloat16").models
+    dtypes = {leaf.dtype.name for leaf in jax.tree.leaves(held.params)}
+    assert held.params["layers"]["mlp"]["gate"].dtype == "bfloat16"
+    assert dtypes == {"bfloat16", "float32"}  # norms and the embedding
 
 
 def test_three_models_are_proxy_tuned_and_asked_as_the_expert_was_trained(tokenizer):
