@@ -48,8 +48,7 @@ class LanguageModel:
           slots: prompts decoded at once.
 
         Raises:
-          ValueError: an empty prompt, one that fills the model's length, or a number out of its
-            range.
+          ValueError: a prompt that fills the model's length, or a number out of its range.
         """
         if isinstance(prompts, str):
             raise ValueError("prompts is one text; give a list of them")
@@ -104,6 +103,8 @@ def ProxyTuned(
 
 
 def _load(directories: list, alpha: float, mesh: str, dtype: str) -> LanguageModel:
+    if dtype not in ("", "float32", "bfloat16"):
+        raise ValueError(f"dtype={dtype!r}: expected float32 or bfloat16")
     where = make_mesh(mesh) if mesh else None
     system = System.load(directories, alpha=alpha, mesh=where, dtype=dtype or None)
     return LanguageModel(system, where)

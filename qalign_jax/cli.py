@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 import sys
+import traceback
 from collections.abc import Callable
 from typing import NoReturn
 
@@ -102,9 +103,17 @@ def _parse(argv: list[str]) -> list[str]:
             argv = _with_recipe(argv)
         return flags.FLAGS(argv)
     except (AttributeError, KeyError) as error:
+        if os.environ.get("QALIGN_TRACEBACK"):
+            raise
+        frames = traceback.extract_tb(error.__traceback__)
+        if places := [frame for frame in frames if frame.name == "get_config"]:
+            where = f"{places[-1].filename}:{places[-1].lineno}"
+            _fail(f"{where}: the recipe raised {error!r}; QALIGN_TRACEBACK=1 shows where")
         asked = str(error.args[0]).splitlines() if error.args else [str(error)]
         _fail(f"the recipe has no key {' '.join(asked)} to override (see its file)")
     except (flags.Error, TypeError, ValueError) as error:
+        if os.environ.get("QALIGN_TRACEBACK"):
+            raise
         # a recipe's own mistake comes wrapped in its traceback
         _fail(f"{str(error).strip().splitlines()[-1]} (see --help)")
 

@@ -61,6 +61,20 @@ def read_json(path: str | os.PathLike, remedy: str) -> Any:
         raise ValueError(f"{os.fspath(path)}: not JSON ({error}); {remedy}") from None
 
 
+def read_object(path: str | os.PathLike, remedy: str) -> dict[str, Any]:
+    """The JSON object in a file.
+
+    Raises:
+      ValueError: the file is no JSON, or another value; `remedy` says what to do.
+    """
+    value = read_json(path, remedy)
+    if not isinstance(value, dict):
+        raise ValueError(
+            f"{os.fspath(path)}: expected an object, found {type(value).__name__}; {remedy}"
+        )
+    return value
+
+
 def read_lines(path: str | os.PathLike, *, torn: bool = False) -> Iterator[Line]:
     """Yields the lines of a text file, blank ones too, without "\\r" and byte order mark.
 

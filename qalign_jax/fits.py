@@ -107,15 +107,14 @@ def _jobs(
     """Stage -> program's name -> job."""
     stages = read_stages(config)
     run = make_run(config, stages, "")
-    names = [stage.name for stage in stages.values() if stage.USES_DEVICES]
-    if not names:
+    jobs = {name: stage.jobs(run, workload) for name, stage in stages.items()}
+    jobs = {name: programs for name, programs in jobs.items() if programs}
+    if not jobs:
         raise ValueError("the recipe has no stage to compile, none that trains or evaluates")
     for name in chosen:
-        if name not in names:
-            raise ValueError(f"no stage {name!r} to compile; there are {', '.join(names)}")
-    return {
-        name: stages[name].jobs(run, workload) for name in names if not chosen or name in chosen
-    }
+        if name not in jobs:
+            raise ValueError(f"no stage {name!r} to compile; there are {', '.join(jobs)}")
+    return {name: programs for name, programs in jobs.items() if not chosen or name in chosen}
 
 
 def table(result: dict) -> str:

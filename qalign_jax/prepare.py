@@ -30,10 +30,11 @@ def prepare(
       ValueError: a recipe that cannot run, or data that cannot be read.
     """
     from qalign_jax.recipe.recipe import Recipe
-    from qalign_jax.recipe.stages.base import read_stages
+    from qalign_jax.recipe.stages.base import choose, read_stages
 
-    workdir = os.fspath(workdir) or f"runs/{config.name}"
-    first = [stage.name for stage in read_stages(config).values() if not stage.USES_DEVICES]
+    workdir, all_stages = os.fspath(workdir) or f"runs/{config.name}", read_stages(config)
+    choose(all_stages, stages)  # raises on a wrong name before any work
+    first = [stage.name for stage in all_stages.values() if not stage.USES_DEVICES]
     if first:
         Recipe(config, workdir, first).run()
     return {"workdir": workdir, "stages": Recipe(config, workdir, stages).prepare()}

@@ -65,6 +65,14 @@ def test_what_a_run_keeps_is_replaced_at_once(tmp_path, tokenizer):
     assert not [path for path in tmp_path.rglob(".*") if path.is_file()]
 
 
+@pytest.mark.parametrize("content", ["", "{", "[]", "null", "3"])
+def test_a_file_that_holds_no_object_is_named_with_what_to_do(content, tmp_path):
+    path = tmp_path / "done.json"
+    path.write_text(content)
+    with pytest.raises(ValueError, match=r"done\.json: (not JSON|expected an object).*; mend it"):
+        files.read_object(path, "mend it")
+
+
 def test_settings_that_differ_are_named():
     before = {"lr": 1.0, "data": {"own": {"weight": 1}}, "languages": ["de"]}
     assert settings.differences(before, settings.as_json({**before, "languages": ("de",)})) == ""

@@ -170,6 +170,13 @@ def test_bad_requests_end_before_anything_is_compiled(tiny):
         compile_training(Llama(*preset("tiny")), v5e, "fsdp:2,tensor:2", 9, 128)
 
 
+def test_a_stage_that_computes_nothing_on_devices_is_left_out(tiny):
+    tiny = tiny.copy_and_resolve_references()
+    tiny.stages, tiny.loud = ("loud",), parts.stage("tests.recipe.test_stages", text="a")
+    with pytest.raises(ValueError, match="the recipe has no stage to compile"):
+        fits(tiny, parse_slice("v5e-4"))
+
+
 def test_model_time_is_the_slower_of_chip_and_links_or_their_sum():
     chip = CHIPS["v5e"]
     assert model_time(chip, 197e12, 0, 0) == (1, 1)

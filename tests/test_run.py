@@ -62,11 +62,13 @@ def commands(cases, folder, **environment):
     }
 
 
+BROKEN = pathlib.Path(__file__).with_name("broken_recipe.py")
 MISTAKES = [
     (("--config.no_such_key=1",), "no_such_key"),
     (("--config=configs/math_cot.py:llama2_8b",), "llama2_7b"),
     (("--config=no_such_file.py",), "no file no_such_file.py"),
     (("--config.seed=abc",), "abc"),
+    ((f"--config={BROKEN}",), f"{BROKEN}:5: the recipe raised KeyError('deep')"),
     (("stage",), "unexpected argument 'stage'"),
     (("--config=configs/math_cot.py:tiny",), "--config.tokenizer must name"),
     (("--stages=nothing",), "no stage 'nothing'"),

@@ -32,10 +32,11 @@ def read_record(folder) -> Record | None:
     if not file.exists():
         return None
     remedy = "delete the folder and make it again"
-    content = files.read_json(file, remedy)
-    if not isinstance(content, dict) or not isinstance(content.get(SOURCES), dict):
+    content = files.read_object(file, remedy)
+    settings, sources = content.get(SETTINGS, {}), content.get(SOURCES)
+    if not isinstance(settings, dict) or not isinstance(sources, dict):
         raise ValueError(f"{file}: not a record of settings and sources; {remedy}")
-    return Record(content.get(SETTINGS, {}), content[SOURCES])
+    return Record(settings, sources)
 
 
 def write_record(folder, record: Record) -> None:

@@ -1,6 +1,7 @@
 """One distribution from several models' logits: the first model's alone, or proxy-tuning."""
 
 import dataclasses
+import math
 from collections.abc import Sequence
 
 import jax
@@ -26,6 +27,10 @@ class ProxyTuning:
 
     alpha: float = 1.0
     models = 3
+
+    def __post_init__(self):
+        if not math.isfinite(self.alpha):
+            raise ValueError(f"alpha={self.alpha}: expected a number")
 
     def __call__(self, logits: Sequence[jax.Array], vocab_size: int) -> jax.Array:
         """Combines [B, V padded] of each model, whose paddings may differ.

@@ -108,6 +108,8 @@ def _config(class_, keys: list[str], values: dict, **first) -> ConfigDict:
         elif field.default_factory is not dataclasses.MISSING:
             config[field.name] = ConfigDict(field.default_factory())
         else:
+            if field.name not in values:
+                raise ValueError(f"{class_.__name__} needs a value of {field.name!r}")
             given = values.pop(field.name)
             config[field.name] = ConfigDict(given) if isinstance(given, dict) else given
     config.update(values)

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from qalign_jax.ahead.jobs import Workload, check_jobs
 from qalign_jax.models.presets import preset
 from qalign_jax.parallel import hosts
-from qalign_jax.recipe.stages.base import Stage, make_run, read_stages
+from qalign_jax.recipe.stages.base import Stage, choose, make_run, read_stages
 from qalign_jax.recipe.weights import RANDOM, Source
 from qalign_jax.training.profile import Profile
 
@@ -33,12 +33,7 @@ class Recipe:
     ):
         self.config = config
         self.stages = read_stages(config)
-        for name in only:
-            if name not in self.stages:
-                raise ValueError(
-                    f"no stage {name!r}; the recipe's stages are {', '.join(self.stages)}"
-                )
-        self.chosen = [stage for stage in self.stages.values() if not only or stage.name in only]
+        self.chosen = choose(self.stages, only)
         self.shared = make_run(config, self.stages, workdir, profile)
         self.workdir = self.shared.workdir
         for stage in self.stages.values():
@@ -64,7 +59,7 @@ class Recipe:
                 continue
             logging.info("%s: begins", stage.name)
             began = time.monotonic()
-            summary = stage.run(self.shared)
+            summary = dict(stage.run(self.shared) or {})
             summary["seconds"] = round(time.monotonic() - began, 1)
             self.workdir.finish(stage.name, stage.settings(), summary)
             logging.info("%s: done in %.0f s", stage.name, summary["seconds"])

@@ -35,8 +35,8 @@ class Workdir:
         file = self.path / name / "done.json"
         if not file.exists():
             return False
-        done = files.read_json(file, "delete it, and the stage goes on from its last checkpoint")
-        return isinstance(done, dict) and done.get(SETTINGS) == settings
+        done = files.read_object(file, "delete it and start the same command again")
+        return done.get(SETTINGS) == settings
 
     def finish(self, name: str, settings: Mapping[str, Any], summary: Mapping[str, Any]) -> None:
         """Writes done.json."""
@@ -63,7 +63,11 @@ class Workdir:
         found = {}
         for name in names:
             if (file := self.path / name / "results.json").exists():
-                found |= files.read_json(file, "delete it and run its stage again")["systems"]
+                remedy = "delete it and done.json beside it, and start the same command again"
+                systems = files.read_object(file, remedy).get("systems")
+                if not isinstance(systems, dict):
+                    raise ValueError(f"{file}: no object of systems; {remedy}")
+                found |= systems
         return found
 
     def _refuse(self, name: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:

@@ -90,4 +90,5 @@ def _scores(stage_dir: epath.Path) -> list[dict[str, Any]]:
 
 def _json(file: epath.Path) -> dict[str, Any]:
     """The object in a file, empty where there is no file."""
-    return files.read_json(file, "delete it and run its stage again") if file.exists() else {}
+    remedy = "delete it and done.json beside it, and start the same run again"
+    return files.read_object(file, remedy) if file.exists() else {}

@@ -101,5 +101,6 @@ def _notes(config: Any) -> list[str]:
     return [notes] if isinstance(notes, str) else [str(note) for note in notes]
 
 
-def _json(path: epath.Path) -> Any:
-    return files.read_json(path, "delete it and run its stage again") if path.exists() else None
+def _json(path: epath.Path) -> dict[str, Any] | None:
+    remedy = "delete it and done.json beside it, and start the same run again"
+    return files.read_object(path, remedy) if path.exists() else None

@@ -53,5 +53,11 @@ class MetricWriter:
 
 def _rows_before(path: epath.Path, first_step: int) -> list[str]:
     """The rows up to a step; a line that a killed process left cut off is none of them."""
+    kept = []
     rows = files.read_json_lines(path, "delete the line", torn=True) if path.exists() else ()
-    return [json.dumps(row) for _, row in rows if row["step"] <= first_step]
+    for number, row in rows:
+        if not isinstance(row, dict) or not isinstance(row.get("step"), int):
+            raise ValueError(f"{path}:{number}: not a row with a step; delete the line")
+        if row["step"] <= first_step:
+            kept.append(json.dumps(row))
+    return kept

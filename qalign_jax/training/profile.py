@@ -31,14 +31,14 @@ class Tracer:
 
     def __init__(self, profile: Profile | None, folder):
         self._profile, self._folder = profile, folder
-        self._running = False
+        self._running = self._traced = False
 
     def before(self, step: int) -> None:
         """Starts the trace where `step` is one of the profile's."""
         profile = self._profile
         if profile and not self._running and profile.first <= step <= profile.last:
             jax.profiler.start_trace(str(self._folder))
-            self._running = True
+            self._running = self._traced = True
 
     def after(self, step: int, result) -> None:
         """Stops the trace behind the profile's last step, once `result` is computed."""
@@ -47,8 +47,10 @@ class Tracer:
             self.close()
 
     def close(self) -> None:
-        """Stops a trace that still runs."""
+        """Stops a trace that still runs; warns where there was none."""
         if self._running:
             self._running = False
             jax.profiler.stop_trace()
             logging.info("a trace is in %s/plugins/profile", self._folder)
+        elif self._profile and not self._traced:
+            logging.warning("no trace: none of the steps %s ran", self._profile)

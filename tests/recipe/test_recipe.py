@@ -126,6 +126,25 @@ def test_a_stage_that_was_stopped_behind_its_last_step_is_done_at_the_next_start
     assert (workdir / "base" / "metrics.jsonl").read_bytes() == before
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("base/done.json", "[]"),
+        ("base/done.json", ""),
+        ("base/stage.json", "{}"),
+        ("base/stage.json", '{"matters": [], "made_from": {}}'),
+        ("evaluation/results.json", "{}"),
+        ("evaluation/results.json", "null"),
+    ],
+)
+def test_a_damaged_record_is_named_with_what_to_do(name, content, finished, tmp_path, tmp):
+    workdir = tmp_path / "damaged"
+    shutil.copytree(finished[0], workdir)
+    (workdir / name).write_text(content)
+    with pytest.raises(ValueError, match=rf"{name}: .*(delete|make)"):
+        Recipe(make_config(tmp), workdir).run()
+
+
 def test_a_system_added_later_is_scored_beside_the_earlier_ones(finished, tmp):
     workdir, outcome = finished
     config = make_config(tmp)
@@ -234,7 +253,7 @@ def test_a_recipe_that_cannot_run_says_why_before_any_work(change, message, tmp)
     [
         ("init", "/nowhere/llama", "neither a stage"),
         ("remat", "some", "one of full"),
-        ("kind", "training", "evaluate, tokenizer, train, or the module"),
+        ("kind", "training", "evaluate, tokenizer, train, or a module"),
     ],
 )
 def test_a_stage_that_cannot_run_says_why_before_any_work(key, value, message, tmp):
@@ -300,7 +319,7 @@ def test_a_choice_that_is_no_stage_is_refused(name, tmp):
 
 def test_a_key_that_describes_no_stage_cannot_be_one(tmp):
     with pytest.raises(
-        ValueError, match="no stage 'seed' is described in the recipe, only vocabulary"
+        ValueError, match="no stage 'seed' is described in the recipe, only base, eval"
     ):
         Recipe(make_config(tmp, stages=("vocabulary", "seed")), tmp / "never")
 

@@ -99,6 +99,14 @@ def test_a_system_is_compiled_with_the_stages_dtype_and_room_for_the_longest_ans
         ("batch_size", 0, "batch_size=0; expected at least 1"),
         ("micro_batches", -1, "micro_batches=-1; expected at least 1"),
         ("rows", -1, "rows=-1; expected at least 0"),
+        ("keep", 0, "keep=0; expected at least 1"),
+        ("save_every", 0, "save_every=0; expected at least 1"),
+        ("steps", -1, "steps=-1; expected at least 0"),
+        ("epochs", 0.0, "epochs=0.0; expected above 0"),
+        ("lr", float("nan"), "lr=nan; expected at least 0"),
+        ("clip", -1.0, "clip=-1.0; expected at least 0"),
+        ("warmup", 2.0, "warmup=2.0; expected from 0 to 1"),
+        ("b2", 1.5, "b2=1.5; expected from 0 to 1"),
     ],
 )
 def test_training_that_makes_no_sense_is_refused(key, value, message, config):
@@ -118,13 +126,37 @@ def test_a_key_that_a_stage_does_not_have_or_lacks_is_named(config):
         read_stages(config)
 
 
+@pytest.mark.parametrize(
+    ("stages", "message"),
+    [
+        (("tuned", "tuned"), "names 'tuned' twice"),
+        (("tuned", ""), "a stage cannot be named ''"),
+        (("/abs",), "a stage cannot be named '/abs'"),
+        (("random",), "a stage cannot be named 'random'"),
+        (("tuned", "nothing"), "no stage 'nothing' is described in the recipe, only scored, tuned"),
+        (("tuned", "mesh"), "no stage 'mesh' is described"),
+    ],
+)
+def test_names_that_can_be_no_stages_are_refused(stages, message, config):
+    config.stages = stages
+    with pytest.raises(ValueError, match=message):
+        read_stages(config)
+
+
+def test_a_part_without_a_value_that_it_needs_is_named():
+    with pytest.raises(ValueError, match="Shout needs a value of 'text'"):
+        parts.stage("tests.recipe.test_stages")
+
+
 def test_evaluation_that_makes_no_sense_is_refused(config):
     for change, message in [
         ({"slots": 0}, "scored: slots=0; expected at least 1"),
         ({"dtype": "int8"}, "scored: dtype='int8'"),
         ({"benchmarks": {"mgsm": {"max_new_tokens": -1}}}, "max_new_tokens=-1; expected"),
         ({"systems": {"tuned": {"expert": "tuned"}}}, "give both expert and antiexpert"),
-        ({"systems": {"tuned": {"beta": 1.0}}}, "scored.systems: .*beta"),
+        ({"systems": {"tuned": {"beta": 1.0}}}, "scored.systems.tuned: no system has the key 'bet"),
+        ({"systems": {"tuned": {"alpha": float("nan")}}}, "scored.systems.tuned: alpha=nan is no"),
+        ({"systems": {"a/b": parts.system("tuned")}}, "a system cannot be named 'a/b'"),
     ]:
         changed = config.copy_and_resolve_references()
         with changed.unlocked():

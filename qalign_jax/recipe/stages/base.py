@@ -9,7 +9,7 @@ import dataclasses
 import importlib
 import inspect
 import pkgutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Self
 
 from etils import epath
@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 
 from qalign_jax import settings as settings_of
 from qalign_jax.ahead.jobs import Job, Workload
-from qalign_jax.recipe.weights import Resolver, Source
+from qalign_jax.recipe.weights import RANDOM, Resolver, Source
 from qalign_jax.recipe.workdir import Workdir
 from qalign_jax.training.profile import Profile
 
@@ -129,13 +129,21 @@ def read_stages(config: ConfigDict) -> dict[str, Stage]:
     """
     recipe = config.to_dict()
     stages: dict[str, Stage] = {}
+    described = {
+        name: part for name, part in recipe.items() if isinstance(part, Mapping) and "kind" in part
+    }
     for name in recipe["stages"]:
-        described = recipe.get(name)
-        if not isinstance(described, Mapping) or "kind" not in described:
-            known = ", ".join(each for each in recipe["stages"] if each in recipe)
+        if not isinstance(name, str) or not name.isidentifier() or name == RANDOM:
+            raise ValueError(
+                f"a stage cannot be named {name!r}: its name is a folder and a flag, like tuning_2"
+            )
+        if name in stages:
+            raise ValueError(f"stages={recipe['stages']} names {name!r} twice")
+        if name not in described:
+            known = ", ".join(described) or "none"
             raise ValueError(f"no stage {name!r} is described in the recipe, only {known}")
         try:
-            kind = stage_class(described["kind"])
+            kind = stage_class(str(described[name]["kind"]))
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from None
         stages[name] = kind.from_recipe(name, recipe)
@@ -146,6 +154,18 @@ def read_stages(config: ConfigDict) -> dict[str, Stage]:
                 raise ValueError(f"{stage.name} needs {source.name}, which does not come before it")
         later.remove(stage.name)
     return stages
+
+
+def choose(stages: Mapping[str, Stage], only: Sequence[str]) -> list[Stage]:
+    """The stages with these names, in the recipe's order; all of them where none is named.
+
+    Raises:
+      ValueError: a name that is no stage's.
+    """
+    for name in only:
+        if name not in stages:
+            raise ValueError(f"no stage {name!r}; the recipe's stages are {', '.join(stages)}")
+    return [stage for stage in stages.values() if not only or stage.name in only]
 
 
 def make_run(
@@ -178,8 +198,8 @@ def stage_class(kind: str) -> type[Stage]:
         kinds = sorted(module.name for module in pkgutil.iter_modules(folder))
         kinds.remove("base")
         raise ValueError(
-            f"kind={kind!r}; it is one of {', '.join(kinds)}, or the module of a stage of your "
-            "own, like my_package.my_stage"
+            f"kind={kind!r}; it is one of {', '.join(kinds)}, or a module of your own on Python's "
+            "path with a STAGE, like my_package.my_stage"
         )
     return found
 

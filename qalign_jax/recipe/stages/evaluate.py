@@ -2,6 +2,8 @@
 
 import dataclasses
 import functools
+import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -16,6 +18,8 @@ from qalign_jax.models.llama import Llama
 from qalign_jax.parallel.mesh import make_mesh
 from qalign_jax.recipe.stages.base import Run, Stage
 from qalign_jax.recipe.weights import Source, Weights
+
+NUMBERS = "numbers_only"  # the reader without words, among the systems of results.json
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -41,7 +45,7 @@ class SystemConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Evaluate(Stage):
-    """Answers every question with every system and judges the answers; leaves results.json."""
+    """Answers every question with every system and judges the answers; writes results.json."""
 
     systems: Mapping[str, Any]  # name -> keys of SystemConfig (parts.system)
     benchmarks: Mapping[str, Any]  # name -> its files and options (parts.benchmark)
@@ -70,6 +74,10 @@ class Evaluate(Stage):
                     "the benchmark's own"
                 )
         for name, system in self._systems.items():
+            if not re.fullmatch(r"[\w-][\w.-]*", name) or (name == NUMBERS and self.numbers_only):
+                raise ValueError(f"{self.name}: a system cannot be named {name!r}; take another")
+            if not math.isfinite(system.alpha):
+                raise ValueError(f"{self.name}.systems.{name}: alpha={system.alpha} is no number")
             if bool(system.expert) != bool(system.antiexpert):
                 raise ValueError(
                     f"{self.name}.systems.{name}: give both expert and antiexpert, or neither"
@@ -87,6 +95,8 @@ class Evaluate(Stage):
             names = [source.name for source in system.sources()]
             check_tokenizers(names, [each.tokenizer() for each in weights])
         self._problems(run)
+        if self.numbers_only:
+            load_examples(self.numbers_only, run.data_dir)
 
     def jobs(self, run: Run, workload: Workload) -> dict[str, DecodingJob]:
         new = max(
@@ -118,7 +128,7 @@ class Evaluate(Stage):
                 )  # fmt: skip
         if self.numbers_only:
             seen = load_examples(self.numbers_only, run.data_dir)
-            results["numbers_only"] = {
+            results[NUMBERS] = {
                 benchmark: statistics.accuracies(
                     numbers_only(seen, asked), benchmarks.get(benchmark).averaged
                 )
@@ -130,10 +140,12 @@ class Evaluate(Stage):
 
     @property
     def _systems(self) -> dict[str, SystemConfig]:
-        try:
-            return {name: SystemConfig(**system) for name, system in self.systems.items()}
-        except TypeError as error:
-            raise ValueError(f"{self.name}.systems: {error}") from None
+        known = {field.name for field in dataclasses.fields(SystemConfig)}
+        for name, system in self.systems.items():
+            if wrong := sorted(set(system) - known) or sorted({"model"} - set(system)):
+                what = "no system has the key" if wrong[0] in system else "it lacks the key"
+                raise ValueError(f"{self.name}.systems.{name}: {what} {wrong[0]!r}")
+        return {name: SystemConfig(**system) for name, system in self.systems.items()}
 
     def _problems(self, run: Run) -> dict[str, list[dict[str, str]]]:
         found = {}

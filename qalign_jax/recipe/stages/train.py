@@ -1,6 +1,7 @@
 """Trains a model on packed examples: question alignment, response alignment, pretraining."""
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -28,6 +29,14 @@ from qalign_jax.training.step import (
     make_train_step,
     rows_multiple,
 )
+
+# The least and the most of a key.
+LIMITS = {
+    **dict.fromkeys(("batch_size", "micro_batches", "save_every", "keep"), (1, math.inf)),
+    **dict.fromkeys(("rows", "steps", "lr", "clip", "weight_decay", "eps"), (0, math.inf)),
+    **dict.fromkeys(("warmup", "b1", "b2"), (0, 1)),
+    "length": (2, math.inf),
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -70,12 +79,13 @@ class Train(Stage):
                 raise ValueError(
                     f"{self.name}: {key}={value!r}; it is one of {', '.join(known[1:])}"
                 )
-        least = {"length": 2, "batch_size": 1, "micro_batches": 1, "rows": 0}
-        for key, smallest in least.items():
-            if getattr(self, key) < smallest:
-                raise ValueError(
-                    f"{self.name}: {key}={getattr(self, key)}; expected at least {smallest}"
-                )
+        for key, (least, most) in LIMITS.items():
+            value = getattr(self, key)
+            if not least <= value <= most:  # NaN is refused too
+                wanted = f"at least {least}" if most == math.inf else f"from {least} to {most}"
+                raise ValueError(f"{self.name}: {key}={value}; expected {wanted}")
+        if not self.steps and not self.epochs > 0:
+            raise ValueError(f"{self.name}: epochs={self.epochs}; expected above 0")
 
     def sources(self) -> list[Source]:
         tokenizer = [Source(self.tokenizer)] if self.tokenizer else []
