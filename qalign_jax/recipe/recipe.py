@@ -13,6 +13,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from qalign_jax.ahead.jobs import Workload, check_jobs
+from qalign_jax.checkpoints.record import Record, read_record
 from qalign_jax.models.presets import preset
 from qalign_jax.parallel import hosts
 from qalign_jax.recipe.stages.base import Stage, choose, make_run, read_stages
@@ -55,6 +56,7 @@ class Recipe:
                 checked = True
             hosts.barrier(f"{stage.name} begins")
             if done:
+                self._check_parent(stage)
                 logging.info("%s: finished before, skipped", stage.name)
                 continue
             logging.info("%s: begins", stage.name)
@@ -95,6 +97,19 @@ class Recipe:
 
     def _open_stages(self) -> list[Stage]:
         return [s for s in self.chosen if s.USES_DEVICES and not self.is_done(s)]
+
+    def _check_parent(self, stage: Stage) -> None:
+        """Raises a ValueError where a finished stage started from weights that its parent, another
+        stage, has no more: the parent was trained again.
+        """
+        source, record = stage.starts_from, read_record(self.workdir / stage.name)
+        if record and source and source.name in self.stages:
+            try:
+                parent = self.shared.weights.resolve(source).fingerprint()
+            except ValueError:
+                return  # its checkpoints were deleted, to save space
+            sources = {**record.sources, "init": parent}
+            self.workdir.record(stage.name, Record(record.settings, sources))
 
     def _check_source(self, stage: Stage, source: Source) -> None:
         if source.name == RANDOM:

@@ -145,6 +145,23 @@ def test_a_damaged_record_is_named_with_what_to_do(name, content, finished, tmp_
         Recipe(make_config(tmp), workdir).run()
 
 
+def test_a_stage_whose_parent_was_trained_again_is_refused(finished, tmp_path, tmp):
+    workdir, config = tmp_path / "stale", make_config(tmp)
+    shutil.copytree(finished[0], workdir)
+    Recipe(config, workdir, ["tuned"]).run()
+    for name in ("stage.json", "done.json"):  # as if base had been deleted and trained again
+        record = json.loads((workdir / "base" / name).read_text())
+        record["matters"]["lr"] = 1e-3
+        (workdir / "base" / name).write_text(json.dumps(record))
+    with pytest.raises(
+        ValueError, match=r"tuned was made with other settings: init was \"base .*is"
+    ):
+        config.base.lr = 1e-3
+        Recipe(config, workdir, ["tuned"]).run()
+    shutil.rmtree(workdir / "base" / "checkpoints")  # nothing to compare with
+    Recipe(config, workdir, ["tuned"]).run()
+
+
 def test_a_system_added_later_is_scored_beside_the_earlier_ones(finished, tmp):
     workdir, outcome = finished
     config = make_config(tmp)
