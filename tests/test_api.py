@@ -82,6 +82,13 @@ def test_bad_requests_are_refused(prompts, options, message, directories):
         qalign_jax.load(directories[0]).generate(prompts, **options)
 
 
+def test_a_steering_that_is_no_number_is_refused_before_weights_are_read(directories):
+    with pytest.raises(ValueError, match="alpha=nan: expected a number"):
+        qalign_jax.ProxyTuned(*directories, alpha=float("nan"))
+    with pytest.raises(ValueError, match="dtype='f16': expected float32 or bfloat16"):
+        qalign_jax.load(directories[0], dtype="f16")
+
+
 def test_a_directory_without_a_model_is_named(tmp_path):
     with pytest.raises(ValueError, match=f"{tmp_path}: no model here"):
         qalign_jax.load(tmp_path)

@@ -51,6 +51,7 @@ class System:
         names = [os.fspath(path) for path in directories]
         tokenizers = [load_tokenizer(tokenizer_directory(name)) for name in names]
         check_tokenizers(names, tokenizers)
+        combination(len(names), alpha)  # raises before any weight is read
         models = []
         for name, tokenizer in zip(names, tokenizers, strict=True):
             model = load_model(name, mesh=mesh, dtype=dtype, tokenizer=tokenizer)

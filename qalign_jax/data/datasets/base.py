@@ -1,5 +1,6 @@
 """The base of every data set: a TFDS builder of flat text examples, without TensorFlow."""
 
+import abc
 import dataclasses
 import hashlib
 import json
@@ -44,14 +45,14 @@ class ExamplesBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     builder_config: ExamplesConfig
 
     @classmethod
+    @abc.abstractmethod
     def find_files(cls, config: ExamplesConfig) -> dict[Any, epath.Path]:
         """The files to read, under keys that `read` understands; raises ValueError."""
-        raise NotImplementedError
 
     @classmethod
+    @abc.abstractmethod
     def read(cls, config: ExamplesConfig) -> Iterator[dict[str, str]]:
         """Yields the examples, with KEYS, in an order that depends on nothing but the input."""
-        raise NotImplementedError
 
     @classmethod
     def configure(
