@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 from qalign_jax.ahead.jobs import DecodingJob, TrainingJob, Workload, check_jobs
 from qalign_jax.checkpoints.model import Card, Model, save_model
 from qalign_jax.checkpoints.record import Record, write_record
+from qalign_jax.configs import demo
 from qalign_jax.data.tokenizer import load_tokenizer, train_sentencepiece
 from qalign_jax.models.config import Execution
 from qalign_jax.models.params import init_params
@@ -197,6 +198,23 @@ def test_settings_leave_out_what_only_says_how_it_is_computed(config):
         changed = config.copy_and_resolve_references()
         changed[key] = value
         assert read_stages(changed)["tuned"].settings() != before["tuned"]
+
+
+# What the first release wrote as the settings of the demo's response_alignment. A run of it resumes
+# where they are equal; in their order too, because weights are fingerprinted by stage.json's bytes.
+FIRST_SETTINGS = """
+{"b1": 0.9, "b2": 0.98, "batch_size": 128, "clip": 1.0, "data": {"answers": {"count": 4000,
+"languages": [], "name": "word_problems", "part": "responses", "seed": 0, "slice": "",
+"split": "", "weight": 1.0}}, "dtype": "", "epochs": 3.0, "eps": 1e-08, "init":
+"question_alignment", "kind": "train", "length": 144, "lr": 0.001, "pack": true, "preset":
+"", "rows": 2, "steps": 500, "template": "short", "warmup": 0.03, "weight_decay": 0.0,
+"seed": 0}
+"""
+
+
+def test_the_settings_of_a_run_of_the_first_release_are_those_of_today():
+    found = read_stages(demo.get_config())["response_alignment"].settings()
+    assert list(json.loads(FIRST_SETTINGS).items()) == list(found.items())
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
