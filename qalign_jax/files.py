@@ -88,19 +88,22 @@ def read_lines(path: str | os.PathLike, *, torn: bool = False) -> Iterator[Line]
     Raises:
       ValueError: naming the line that is not UTF-8.
     """
-    lines = epath.Path(path).read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n")
-    for number, line in enumerate(lines, start=1):
-        ended = number < len(lines)
-        if not ended and not line:
-            return
-        try:
-            text = line.decode("utf-8", errors="replace" if torn and not ended else "strict")
-        except UnicodeDecodeError as error:
-            raise ValueError(
-                f"{os.fspath(path)}:{number}: not UTF-8 (byte 0x{line[error.start]:02x}); "
-                "convert the file, for example with iconv -t utf-8"
-            ) from None
-        yield Line(number, text.removesuffix("\r"), ended)
+    with epath.Path(path).open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            ended = line.endswith(b"\n")
+            line = line.removesuffix(b"\n")
+            if number == 1:
+                line = line.removeprefix(b"\xef\xbb\xbf")
+            if not ended and not line:
+                return
+            try:
+                text = line.decode("utf-8", errors="replace" if torn and not ended else "strict")
+            except UnicodeDecodeError as error:
+                raise ValueError(
+                    f"{os.fspath(path)}:{number}: not UTF-8 (byte 0x{line[error.start]:02x}); "
+                    "convert the file, for example with iconv -t utf-8"
+                ) from None
+            yield Line(number, text.removesuffix("\r"), ended)
 
 
 def read_json_lines(
@@ -121,7 +124,10 @@ def read_json_lines(
             continue
         try:
             yield number, json.loads(text, **options)
-        except json.JSONDecodeError as error:
+        except (RecursionError, ValueError) as error:
+            if not isinstance(error, json.JSONDecodeError):
+                reason = f"{error}".split(";")[0]
+                raise ValueError(f"{os.fspath(path)}:{number}: {reason}; {remedy}") from None
             if torn and not ended:
                 return
             raise ValueError(

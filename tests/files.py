@@ -2,6 +2,8 @@
 
 import json
 
+from qalign_jax.evaluation import benchmarks
+
 QUESTIONS = {
     "en": [
         "Tom has 3 apples and buys 4 more. How many apples does he have?",
@@ -29,3 +31,8 @@ def write_lines(path, lines):
 
 def write_jsonl(path, rows):
     return write_lines(path, [json.dumps(row, ensure_ascii=False) for row in rows])
+
+
+def builder_of(name):
+    """The builder of a benchmark; None for a data set, which is found by its name."""
+    return benchmarks.get(name).builder if name in benchmarks.NAMES else None

@@ -19,7 +19,7 @@ import numpy as np
 from absl import logging
 
 from qalign_jax.data import prompts
-from qalign_jax.data.datasets import Source, load_examples
+from qalign_jax.data.examples import Source, load_examples
 from qalign_jax.data.tokenizer import Tokenizer
 from qalign_jax.progress import Progress
 
@@ -83,7 +83,7 @@ def build(
     """Tokenises, masks and packs the sources' examples, or opens the cache that holds the result.
 
     Args:
-      sources: name -> source (see datasets/loading.py); data sets are built in `cache_dir` too.
+      sources: name -> source (see data/examples.py); data sets are built in `cache_dir` too.
       template: a name in prompts.TEMPLATES or a text with `{instruction}`.
       length: positions a row, and the tokens at which an example is cut.
       cache_dir: a local folder; several processes may share it.
@@ -113,7 +113,7 @@ def build(
         "pack": pack,
         "seed": seed,
         "sources": [
-            [name, source.name, examples[name].name, str(source.slice), source.weight]
+            [name, source.name, examples[name].name, str(examples[name].slice), source.weight]
             for name, source in parsed.items()
         ],
     }
@@ -153,7 +153,7 @@ def _write(directory, parsed, examples, tokenizer, template, length, seed, pack)
     random.shuffle(order)  # rows mix sources and languages
     sizes = tokenised.sizes - 1
     if pack:
-        rows = _packed_rows(order, sizes, length)
+        rows = packed_rows(order, sizes, length)
     else:
         rows = [[index] for index in order]
     trained = 0
@@ -249,18 +249,12 @@ class _Tokenised:
 def _encoded(batch, tokenizer, template) -> Iterator[tuple[dict, list[int], int]]:
     """Yields (example, tokens with BOS and EOS, tokens of the prompt with BOS).
 
-    Prompt and response are tokenised as one text, as the model meets them; the prompt is what
-    that has in common with the prompt alone. Plain text has no prompt but BOS.
+    Plain text has no prompt but BOS.
     """
     heads = [prompts.render(template, e["instruction"]) if e["instruction"] else "" for e in batch]
-    texts = [head + e["response"] for head, e in zip(heads, batch, strict=True)]
-    joint, alone = tokenizer.encode_prompts(texts), tokenizer.encode_prompts(heads)
-    for example, together, head in zip(batch, joint, alone, strict=True):
-        common = next(
-            (i for i, (a, b) in enumerate(zip(together, head, strict=False)) if a != b),
-            min(len(together), len(head)),
-        )
-        yield example, [*together, tokenizer.eos_id], common
+    pairs = tokenizer.encode_pairs(heads, [example["response"] for example in batch])
+    for example, (together, prompt) in zip(batch, pairs, strict=True):
+        yield example, [*together, tokenizer.eos_id], prompt
 
 
 def _batches(examples) -> Iterator[list[dict[str, str]]]:
@@ -280,7 +274,7 @@ def _copies(indices: np.ndarray, weight: float, random: np.random.Generator) -> 
     return np.concatenate([np.tile(indices, whole), extra])
 
 
-def _packed_rows(order: np.ndarray, sizes: np.ndarray, length: int) -> list[list[int]]:
+def packed_rows(order: np.ndarray, sizes: np.ndarray, length: int) -> list[list[int]]:
     """Rows of example indices with few positions left over.
 
     On the real question pairs at 512 tokens, best fit fills 93 % of the positions in random order

@@ -1,5 +1,8 @@
 """The prompt, the same bytes in training and evaluation, and the languages' English names."""
 
+import string
+from collections.abc import Sequence
+
 LANGUAGES = {
     "ar": "Arabic",
     "bg": "Bulgarian",
@@ -8,15 +11,20 @@ LANGUAGES = {
     "el": "Greek",
     "en": "English",
     "es": "Spanish",
+    "et": "Estonian",
     "fr": "French",
     "hi": "Hindi",
+    "ht": "Haitian Creole",
+    "id": "Indonesian",
     "it": "Italian",
     "ja": "Japanese",
     "nl": "Dutch",
     "pl": "Polish",
     "pt": "Portuguese",
+    "qu": "Quechua",
     "ru": "Russian",
     "sw": "Swahili",
+    "ta": "Tamil",
     "te": "Telugu",
     "th": "Thai",
     "tr": "Turkish",
@@ -31,6 +39,12 @@ TEMPLATES = {
         "Below is an instruction that describes a task. "
         "Write a response that appropriately completes the request.\n\n"
         "### Instruction:\n{instruction}\n\n### Response:"
+    ),
+    # OpenMathInstruct-1's tuned models (NVIDIA/NeMo-Skills of 2024-02, `code_sfted`).
+    "openmath": (
+        "System:\nYou're an expert Python programmer and mathematician. Help the user to solve "
+        "this problem using code when necessary. Make sure to put the answer (and only answer) "
+        "inside \\boxed{}.\n\nUser:\n{instruction}\n\nAssistant:\n"
     ),
     # For models whose rows are shorter than the paper's preamble.
     "short": "Q: {instruction}\nA:",
@@ -65,6 +79,21 @@ def translation_instruction(source: str, target: str, text: str) -> str:
         f"Translate the following sentences from {language_name(source)} "
         f"to {language_name(target)}. {text}"
     )
+
+
+def multiple_choice(question: str, choices: Sequence[str]) -> tuple[str, list[str]]:
+    """A question with lettered choices as one text, and the letters: the answer is one of them.
+
+    The form of the paper's group for X-CSQA: options on a line of their own, tabs between them.
+    """
+    letters = list(string.ascii_uppercase[: len(choices)])
+    options = "\t".join(f"{one}. {text}" for one, text in zip(letters, choices, strict=True))
+    return f"{question}\nOptions:{options}\nAnswer:", letters
+
+
+def premise_and_hypothesis(premise: str, hypothesis: str) -> str:
+    """A pair of natural language inference as one text, in the form of the paper's group."""
+    return f"Premise: {premise}\nHypothesis: {hypothesis}\nLabel:"
 
 
 def language_name(code: str) -> str:

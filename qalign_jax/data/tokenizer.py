@@ -50,6 +50,20 @@ class Tokenizer(abc.ABC):
         """The ids of each text as a model reads it: BOS in front."""
         return [[self.bos_id, *ids] for ids in self.encode_batch(list(texts))]
 
+    def encode_pairs(
+        self, heads: Sequence[str], tails: Sequence[str]
+    ) -> list[tuple[list[int], int]]:
+        """The ids of prompts and what follows them, BOS in front, and the length of each prompt.
+
+        Both are encoded as one text, as a model meets them; the prompt is what that has in common
+        with the prompt alone.
+        """
+        texts = [head + tail for head, tail in zip(heads, tails, strict=True)]
+        joint, alone = self.encode_prompts(texts), self.encode_prompts(heads)
+        return [
+            (together, _common(together, head)) for together, head in zip(joint, alone, strict=True)
+        ]
+
     @abc.abstractmethod
     def piece(self, number: int) -> str:
         """The text of an id's piece, "▁" written as a space; "" where the id has none."""
@@ -163,6 +177,13 @@ class HuggingFaceTokenizer(Tokenizer):
         if not 0 <= number < self.vocab_size:
             raise ValueError(f"{origin} has no id {number}, which the files beside it name")
         return number
+
+
+def _common(one: Sequence[int], other: Sequence[int]) -> int:
+    """How many ids two lists share from their beginning."""
+    both = zip(one, other, strict=False)
+    least = min(len(one), len(other))
+    return next((i for i, (a, b) in enumerate(both) if a != b), least)
 
 
 def has_tokenizer(directory: str | os.PathLike) -> bool:

@@ -5,7 +5,16 @@ import json
 import pytest
 
 from qalign_jax.data import packing
-from qalign_jax.data.datasets import load_examples
+from qalign_jax.data.examples import load_examples
+from tests.files import builder_of
+
+
+def csqa_row(answer="", labels="AB", name="q1"):
+    """A line of CommonsenseQA; its choices are equal, which is no mistake."""
+    choices = [{"label": label, "text": "a shop"} for label in labels]
+    row = {"id": name, "question": {"stem": "Where?", "choices": choices}}
+    return json.dumps(row | ({"answerKey": answer} if answer else {})) + "\n"
+
 
 GOOD = '{"instruction": "a", "response": "b"}\n'
 # case: name of the builder, files to write, options of the source, pattern of the message
@@ -82,6 +91,153 @@ BAD = {
         {"languages": ("de",)},
         "d:1.*language",
     ),
+    "no folder of a language": (
+        "gsm8kinstruct",
+        {"d/de/train.txt": "{}"},
+        {"languages": ("de", "fr")},
+        r"neither MGSM8KInstruct_Parallel\.json nor fr/train\.txt",
+    ),
+    "a negative cap": ("openmath", {"d": "{}"}, {"cap": -1}, "cap=-1"),
+    "a part as text": ("openmath", {"d": "{}"}, {"parts": "math"}, "parts='math'.*tuple"),
+    "no parts": ("openmath", {"d": "{}"}, {"parts": ()}, r"parts=\(\)"),
+    "an unknown part": ("openmath", {"d": "{}"}, {"parts": ("svamp",)}, "svamp"),
+    "a row of an unknown part": (
+        "openmath",
+        {"d/train.jsonl": '{"dataset": "aime", "question": "a", "is_correct": true}'},
+        {},
+        r"train\.jsonl:1: dataset 'aime'",
+    ),
+    "no verdict": (
+        "openmath",
+        {"d": '{"dataset": "math", "question": "a", "generated_solution": "b"}'},
+        {},
+        "d:1: is_correct",
+    ),
+    "no solutions": ("openmath", {"d/README": ""}, {}, r"no \.jsonl file.*OpenMathInstruct-1"),
+    "an unlabelled split": ("csqa", {"d": csqa_row()}, {}, "d:1: no answerKey.*another split"),
+    "an answer that is no choice": ("csqa", {"d": csqa_row("D")}, {}, "d:1.*'D' is none of A B"),
+    "labels out of order": (
+        "csqa",
+        {"d": csqa_row("A", labels="BA")},
+        {},
+        "d:1: the choices are labelled B A",
+    ),
+    "one choice": ("csqa", {"d": csqa_row("A", labels="A")}, {}, "d:1.*labelled A; .*two or more"),
+    "no choices": ("csqa", {"d": '{"question": "What?"}'}, {}, "d:1: expected .*'choices'"),
+    "no questions": ("csqa", {"d/README": ""}, {}, r"train_rand_split\.jsonl nor .*CommonsenseQA"),
+    "an unknown label": ("mnli", {"d/train-en.tsv": "a\tb\tmaybe\n"}, {}, r"en\.tsv:1.*'maybe'"),
+    "no label": ("mnli", {"d/train-en.tsv": "a\tb\n"}, {}, r"train-en\.tsv:1: no label"),
+    "a column too many": ("mnli", {"d": "a\tb\tneutral\tc\n"}, {}, "d:1: 4 columns.*3"),
+    "a pair without a hypothesis": (
+        "xnli",
+        {"d/test-de.tsv": "a\t \tneutral\n"},
+        {"languages": ("de",)},
+        r"test-de\.tsv:1: the pair is empty",
+    ),
+    "no pairs of sentences": ("mnli", {"d/a": ""}, {}, r"none of multinli_1\.0_train\.jsonl"),
+    "no English": (
+        "translated_pairs",
+        {"d/de/train.jsonl": csqa_row("A")},
+        {},
+        r"neither multinli\.train\.en\.tsv nor en/train\.jsonl.*X-CSQA's layout",
+    ),
+    "English alone": (
+        "translated_pairs",
+        {"d/en/train.jsonl": csqa_row("A")},
+        {},
+        "English alone",
+    ),
+    "a missing language": (
+        "translated_pairs",
+        {"d/en/train.jsonl": csqa_row("A"), "d/de/train.jsonl": csqa_row("A")},
+        {"languages": ("de", "fr")},
+        r"train\.jsonl in English but not in 'fr'",
+    ),
+    "another number of choices": (
+        "translated_pairs",
+        {"d/en/train.jsonl": csqa_row("A"), "d/de/train.jsonl": csqa_row("A", labels="ABC")},
+        {},
+        r"de/train\.jsonl:1: 3 choices, but the English question has 2",
+    ),
+    "an id that occurs twice": (
+        "translated_pairs",
+        {"d/en/train.jsonl": csqa_row("A"), "d/de/train.jsonl": csqa_row("A") * 2},
+        {},
+        r"de/train\.jsonl:2: the id 'q1' occurs twice",
+    ),
+    "ids of other questions": (
+        "translated_pairs",
+        {"d/en/train.jsonl": csqa_row("A"), "d/de/train.jsonl": csqa_row("A", name="q2")},
+        {},
+        r"de/train\.jsonl shares no id",
+    ),
+    "pairs of which one file ends early": (
+        "translated_pairs",
+        {"d/multinli.train.en.tsv": "a\tb\tneutral\n" * 2, "d/multinli.train.de.tsv": "a\tb\n"},
+        {},
+        r"train\.de\.tsv has fewer lines than .*train\.en\.tsv",
+    ),
+    "no English side": ("translations", {"d/a": ""}, {}, r"newstest2019-src\.eng\.txt does not"),
+    "a language that NTREX lacks": (
+        "translations",
+        {"d/newstest2019-src.eng.txt": "a\n"},
+        {"languages": ("qu",)},
+        "no 'qu'.*zh",
+    ),
+    "a translation that is missing": (
+        "translations",
+        {"d/newstest2019-src.eng.txt": "a\n"},
+        {"languages": ("de",)},
+        r"newstest2019-ref\.deu\.txt does not exist",
+    ),
+    "a benchmark's missing language": (
+        "xcsqa",
+        {"d/X-CSQA/en/dev.jsonl": csqa_row("A")},
+        {"languages": ("en", "ja")},
+        r"X-CSQA/jap/dev\.jsonl does not exist; .*'ja'",
+    ),
+    "a benchmark's unlabelled split": (
+        "xcsqa",
+        {"d/en/test.jsonl": csqa_row()},
+        {"languages": ("en",), "split": "test"},
+        r"test\.jsonl:1: no answerKey",
+    ),
+    "XTREME's unlabelled test": (
+        "xnli",
+        {"d/test-de.tsv": "a\tb\n"},
+        {"languages": ("de",)},
+        r"test-de\.tsv:1: no label.*xnli\.test\.tsv.*split='dev'",
+    ),
+    "another split": (
+        "xnli",
+        {"d/dev-de.tsv": "a\tb\tneutral\n"},
+        {"languages": ("de",)},
+        r"neither xnli\.test\.tsv nor test-de\.tsv, but dev-de\.tsv; choose another split",
+    ),
+    "a benchmark's unknown label": (
+        "xnli",
+        {"d/test-de.tsv": "a\tb\tneutral\nc\td\tUNKNOWN\n"},
+        {"languages": ("de",)},
+        r"test-de\.tsv:2: the label 'UNKNOWN'",
+    ),
+    "a language that the official file lacks": (
+        "xnli",
+        {"d/xnli.test.tsv": "language\tgold_label\tsentence1\tsentence2\nde\tneutral\ta\tb\n"},
+        {"languages": ("de", "fr")},
+        r"xnli\.test\.tsv: no row of 'fr'",
+    ),
+    "neither cause nor effect": (
+        "xcopa",
+        {"d/it/test.it.jsonl": '{"premise": "a", "question": "why", "label": 1}'},
+        {"languages": ("it",)},
+        r"it\.jsonl:1: question='why'",
+    ),
+    "a third choice": (
+        "xcopa",
+        {"d/it/test.it.jsonl": '{"premise": "a", "question": "cause", "label": 2}'},
+        {"languages": ("it",)},
+        "label='2'",
+    ),
 }
 
 
@@ -94,7 +250,7 @@ def test_a_mistake_is_named(tmp_path, case):
         path.write_bytes(content if isinstance(content, bytes) else content.encode())
     source = {"name": name, "path": str(tmp_path / "d")} | more
     with pytest.raises(ValueError, match=message) as raised:
-        load_examples(source, tmp_path / "built")
+        load_examples(source, tmp_path / "built", builder_of(name))
     assert len(str(raised.value).splitlines()) == 1
 
 

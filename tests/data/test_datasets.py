@@ -6,12 +6,13 @@ import sys
 import pytest
 
 from qalign_jax.data import prompts
-from qalign_jax.data.datasets import load_examples
-from tests.files import write_jsonl, write_lines
+from qalign_jax.data.examples import load_examples
+from tests.files import builder_of, write_jsonl, write_lines
 
 
 def examples(tmp_path, name, path, **options):
-    return list(load_examples({"name": name, "path": str(path)} | options, tmp_path / "built"))
+    source = {"name": name, "path": str(path)} | options
+    return list(load_examples(source, tmp_path / "built", builder_of(name)))
 
 
 def test_question_pairs_take_the_languages_that_have_both_sides(tmp_path, pairs_folder):
@@ -205,7 +206,7 @@ def test_building_imports_no_tensorflow_or_torch_and_prints_nothing(tmp_path, ow
     program = (
         "import sys\n"
         "from qalign_jax.data import batches, packing, tokenizer\n"
-        "from qalign_jax.data.datasets import load_examples\n"
+        "from qalign_jax.data.examples import load_examples\n"
         f"load_examples({{'name': 'jsonl', 'path': {str(own_data)!r}}}, {str(tmp_path)!r})[0]\n"
         "assert not {'tensorflow', 'torch'} & set(sys.modules)\n"
     )
@@ -216,9 +217,10 @@ def test_building_imports_no_tensorflow_or_torch_and_prints_nothing(tmp_path, ow
 
 
 def test_the_real_benchmarks_have_their_published_sizes(tmp_path, real_data):
-    mgsm = {"name": "mgsm", "path": str(real_data / "mgsm" / "tsv")}
-    assert len(load_examples(mgsm, tmp_path)) == 11 * 250
-    lines = {"name": "mgsm", "path": str(real_data / "mgsm" / "qalign_json")}
-    assert len(load_examples(lines, tmp_path)) == 11 * 250
-    msvamp = {"name": "msvamp", "path": str(real_data / "msvamp")}
-    assert len(load_examples(msvamp, tmp_path)) == 10 * 1000
+    for name, folder, count in (
+        ("mgsm", "mgsm/tsv", 11 * 250),
+        ("mgsm", "mgsm/qalign_json", 11 * 250),
+        ("msvamp", "msvamp", 10 * 1000),
+    ):
+        source = {"name": name, "path": str(real_data / folder)}
+        assert len(load_examples(source, tmp_path, builder_of(name))) == count

@@ -227,7 +227,7 @@ def test_no_example_would_have_fitted_into_an_earlier_row(length, low, high):
     """First-fit packing of the examples, in the order of the rows, gives the same rows."""
     rng = np.random.default_rng(length)
     sizes = rng.integers(low, high, 2000)
-    rows = packing._packed_rows(rng.permutation(2000), sizes, length)
+    rows = packing.packed_rows(rng.permutation(2000), sizes, length)
     order = [index for row in rows for index in row]
     assert sorted(order) == list(range(2000))
     placed = grain.experimental.FirstFitPackIterDataset(

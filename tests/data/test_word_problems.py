@@ -1,4 +1,7 @@
 import collections
+import contextlib
+import hashlib
+import io
 import re
 import string
 import subprocess
@@ -6,10 +9,17 @@ import sys
 
 import pytest
 
-from qalign_jax.data.datasets import load_examples, word_problems
-from qalign_jax.data.datasets.word_problems_templates import ASIDE, LANGUAGES, PHRASINGS
+from qalign_jax.data.datasets import word_problems
+from qalign_jax.data.examples import load_examples
+from qalign_jax.data.generated.word_problem_templates import ASIDE, LANGUAGES, PHRASINGS
 
 EQUATION = re.compile(r"(\d+) ([-+*/]) (\d+) = (\d+)")
+PROGRAM = re.compile(
+    r"<llm-code>\n(?P<code>.*)\n</llm-code>\n"
+    r"<llm-code-output>\n(?P<output>\d+)\n</llm-code-output>\n"
+    r"(The answer is \\boxed{(?P<answer>\d+)}\.)?",
+    re.DOTALL,
+)
 RESULT = {
     "+": lambda a, b: a + b,
     "-": lambda a, b: a - b,
@@ -30,12 +40,21 @@ def told_numbers(example):
     """The numbers of the problem in a training example, without those of its answer."""
     if example["instruction"]:
         return numbers_in(example["instruction"])
-    text = example["response"]
+    text, _, program = example["response"].partition("<llm-code>")
+    if program and not text:
+        return numbers_in(program.split("</llm-code>")[0])
     equations = EQUATION.findall(text)
     if equations and not re.search("[a-z]", text):  # a chain of equations without a sentence
         first, *_ = equations
         return (int(first[0]), *(int(right) for _, _, right, _ in equations))
     return numbers_in(EQUATION.sub("", text.split("\nA:")[0]))
+
+
+def printed(code):
+    """What a program of ours prints."""
+    with contextlib.redirect_stdout(io.StringIO()) as output:
+        exec(code, {})
+    return output.getvalue()
 
 
 @pytest.mark.parametrize("part", word_problems.TRAINING_PARTS)
@@ -71,6 +90,36 @@ def test_every_answer_is_what_its_equations_compute_from_the_question():
             previous = value
         assert not any(given.values()), "each number of the question is used once"
         assert example["response"].endswith(f" The answer is {previous}.")
+
+
+def test_every_program_prints_the_answer_that_the_same_problem_has_in_words():
+    in_words = generate("responses", count=2000)
+    in_code = generate("code_responses", count=2000)
+    for words, code in zip(in_words, in_code, strict=True):
+        assert code["instruction"] == words["instruction"]
+        found = PROGRAM.search(code["response"])
+        story = code["response"].removesuffix("\n" + found[0])
+        assert numbers_in(story) == numbers_in(code["instruction"])
+        assert found["answer"] == found["output"]
+        assert printed(found["code"]) == found["output"] + "\n", code
+        assert words["response"].endswith(f" The answer is {found['answer']}.")
+
+
+def test_programs_stand_in_code_pretraining_where_pretraining_has_equations():
+    for options in ({}, {"english": 1.0, "prompted": False}):
+        in_words = generate("pretraining", **options)
+        in_code = generate("code_pretraining", **options)
+        for words, code in zip(in_words, in_code, strict=True):
+            assert told_numbers(code) == told_numbers(words)
+            found = PROGRAM.search(code["response"])
+            assert bool(found) == bool(EQUATION.search(words["response"]))
+            if not found:
+                assert code["response"] == words["response"]
+                continue
+            assert code["language"] == "en" and not EQUATION.search(code["response"])
+            assert code["response"].endswith(found[0])
+            assert printed(found["code"]) == found["output"] + "\n"
+            assert EQUATION.findall(words["response"])[-1][-1] == found["output"]
 
 
 def test_all_values_are_whole_and_at_most_25():
@@ -153,7 +202,8 @@ def test_stages_see_two_phrasings_and_the_third_is_kept_for_the_aside_benchmarks
         )
 
     assert ASIDE == PHRASINGS - 1
-    for part in ("question_pairs", "responses", "translated_responses", "control"):
+    responses = ("responses", "translated_responses", "code_responses")
+    for part in ("question_pairs", *responses, "control"):
         for example in generate(part):
             assert not uses_aside(example["instruction"] + example["response"])
     assert any(uses_aside(example["response"]) for example in generate("pretraining"))
@@ -215,6 +265,17 @@ def test_seeds_differ_and_processes_do_not():
         for seed in ("1", "2")
     }
     assert len(digests) == 1
+
+
+def test_the_parts_of_the_first_release_are_unchanged():
+    parts = (
+        "pretraining", "question_pairs", "copies", "responses", "translated_responses", "control",
+        *word_problems.BENCHMARK_PARTS,
+    )  # fmt: skip
+    text = repr([generate(part, seed=5, count=40) for part in parts])
+    assert hashlib.sha256(text.encode()).hexdigest() == (
+        "d0c817b5136dbd528019c6df9ae1bca7c6a2294b43a268128f84d39301d7b2b4"
+    )
 
 
 def test_built_data_set_gives_the_generated_examples_in_order(tmp_path):

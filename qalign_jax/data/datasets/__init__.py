@@ -1,5 +1,1 @@
-"""One TFDS builder a file, and `load_examples` over all of them."""
-
-from qalign_jax.data.datasets.loading import BUILDERS, Source, load_examples
-
-__all__ = ["BUILDERS", "Source", "load_examples"]
+"""The data sets, a TFDS builder a file, which is its `BUILDER`."""

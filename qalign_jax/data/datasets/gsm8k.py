@@ -2,9 +2,14 @@
 
 import re
 
-from qalign_jax.data.datasets import base, inputs
+from qalign_jax.data import inputs
+from qalign_jax.data.datasets import base
 
 _ANNOTATION = re.compile(r"<<[^<>\n]*>>")
+_DATA = (
+    "https://raw.githubusercontent.com/openai/grade-school-math/"
+    "3101c7d5072418e28b9008a6636bde82a006892c/grade_school_math/data"
+)
 _FINAL = re.compile(r"\n?#### *([^\n]+?)\s*$")
 
 
@@ -17,13 +22,18 @@ class GSM8K(base.ExamplesBuilder):
 
     name = "gsm8k"
     OPTIONS = {"answer_style": "metamath"}
+    ABOUT = (
+        "the folder grade_school_math/data of github.com/openai/grade-school-math, with "
+        "train.jsonl and test.jsonl, or one of these files"
+    )
+    URLS = {file: f"{_DATA}/{file}" for file in ("train.jsonl", "test.jsonl")}
 
     @classmethod
     def find_files(cls, config):
         style = config.options["answer_style"]
         if style not in ("metamath", "gsm8k"):
             raise ValueError(f"answer_style={style!r} must be 'metamath' or 'gsm8k'")
-        found = inputs.existing(config.path, "give GSM8K's folder or one of its .jsonl files")
+        found = cls.existing(config)
         if found.is_dir():
             found = inputs.existing(str(found / f"{config.split or 'train'}.jsonl"))
         return {"": found}
@@ -47,3 +57,6 @@ class GSM8K(base.ExamplesBuilder):
                 "response": response.lstrip("\n"),
                 "language": "en",
             }
+
+
+BUILDER = GSM8K

@@ -1,17 +1,20 @@
 """A user's own training data: JSON Lines {"instruction", "response"}, optional id and language."""
 
-from qalign_jax.data.datasets import base, inputs
+from qalign_jax.data import inputs
+from qalign_jax.data.datasets import base
 
 
 class JSONLines(base.ExamplesBuilder):
     """An empty instruction means plain text: the response is trained whole, without a prompt."""
 
     name = "jsonl"
+    HAS_SPLITS = False
     OPTIONS = {"language": ""}  # of rows that do not say theirs
+    ABOUT = "a file of your own with one JSON object a line"
 
     @classmethod
     def find_files(cls, config):
-        return {"": inputs.existing(config.path, "jsonl takes a file with one JSON object a line")}
+        return {"": cls.existing(config)}
 
     @classmethod
     def read(cls, config):
@@ -26,3 +29,6 @@ class JSONLines(base.ExamplesBuilder):
                 "response": inputs.filled(response, "response", where),
                 "language": language,
             }
+
+
+BUILDER = JSONLines

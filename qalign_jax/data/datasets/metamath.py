@@ -1,19 +1,21 @@
 """MetaMathQA (arXiv 2309.12284): one JSON list of {query, response, type, original_question}."""
 
-from qalign_jax.data.datasets import base, inputs
+from qalign_jax.data import inputs
+from qalign_jax.data.datasets import base
 
 
 class MetaMath(base.ExamplesBuilder):
     """Stage II's English reasoning data; JSON Lines with the same keys are read as well."""
 
     name = "metamath"
+    HAS_SPLITS = False
+    ABOUT = "MetaMathQA-395K.json of huggingface.co/datasets/meta-math/MetaMathQA, or its folder"
 
     @classmethod
     def find_files(cls, config):
-        remedy = "download MetaMathQA-395K.json and give its path"
-        found = inputs.existing(config.path, remedy)
+        found = cls.existing(config)
         if found.is_dir():
-            found = inputs.existing(str(found / "MetaMathQA-395K.json"), remedy)
+            found = inputs.existing(str(found / "MetaMathQA-395K.json"))
         return {"": found}
 
     @classmethod
@@ -27,3 +29,6 @@ class MetaMath(base.ExamplesBuilder):
                 "response": inputs.filled(response, "response", where),
                 "language": "en",
             }
+
+
+BUILDER = MetaMath

@@ -4,10 +4,14 @@ import re
 
 from absl import logging
 
-from qalign_jax.data import prompts
-from qalign_jax.data.datasets import base, inputs
+from qalign_jax.data import inputs, prompts
+from qalign_jax.data.datasets import base
 
 _FOLDER = re.compile(r"([a-z]{2})-en")
+_DATA = (
+    "https://raw.githubusercontent.com/NJUNLP/QAlign/"
+    "a65ee63836e41896466a1b81834d8db0deaf4324/data/gsmtrans/gsm8kinstruct_question"
+)
 
 
 class QuestionPairs(base.ExamplesBuilder):
@@ -19,10 +23,19 @@ class QuestionPairs(base.ExamplesBuilder):
 
     name = "question_pairs"
     OPTIONS = {"reverse": False}
+    ABOUT = (
+        "a folder with de-en/train.de, de-en/train.en and so on, like data/gsmtrans/"
+        "gsm8kinstruct_question of github.com/NJUNLP/QAlign"
+    )
+    URLS = {
+        file: f"{_DATA}/{file}"
+        for code in ("bn", "th", "sw", "ja", "zh", "de", "fr", "ru", "es")
+        for file in (f"{code}-en/train.{code}", f"{code}-en/train.en")
+    }
 
     @classmethod
     def find_files(cls, config):
-        folder = inputs.existing(config.path, "give the folder that holds de-en, fr-en and so on")
+        folder = cls.existing(config)
         split = config.split or "train"
         found, left_out = {}, []
         for language in config.languages or _languages(folder):
@@ -72,16 +85,20 @@ class QuestionPairs(base.ExamplesBuilder):
             base.log_dropped(len(sources) - kept, len(sources), source_path, "a side is empty")
         rows.sort(key=lambda row: row[0])  # stable: languages stay in their order
         for _, language, line, source, english in rows:
-            pair = (source, english, language, "en")
-            if config.options["reverse"]:
-                pair = (english, source, "en", language)
-            text, response, from_language, to_language = pair
-            yield {
-                "id": f"{language}/{line}",
-                "instruction": prompts.translation_instruction(from_language, to_language, text),
-                "response": response,
-                "language": language,
-            }
+            yield pair(language, line, source, english, config.options["reverse"])
+
+
+def pair(language: str, line: int | str, source: str, english: str, reverse: bool = False):
+    """The example that translates a text of `language` into English, or back."""
+    text, response, direction = source, english, (language, "en")
+    if reverse:
+        text, response, direction = english, source, ("en", language)
+    return {
+        "id": f"{language}/{line}",
+        "instruction": prompts.translation_instruction(*direction, text),
+        "response": response,
+        "language": language,
+    }
 
 
 def _languages(folder) -> list[str]:
@@ -90,3 +107,6 @@ def _languages(folder) -> list[str]:
     for code in codes:
         prompts.language_name(code)
     return codes
+
+
+BUILDER = QuestionPairs

@@ -2,7 +2,8 @@
 
 A problem is a language-free frame (a start, one or two events, perhaps an equal share) with a
 person, a thing and a choice of phrasings; it can be told in every language of
-`word_problems_templates`. Its answer is an English chain of thought.
+`word_problems_templates`. Its answer is an English chain of thought; in the parts whose names
+begin with code_ it is a program in the format of OpenMathInstruct-1.
 
 A hash of a frame's numbers decides where the frame may be used: one tenth is for the test, another
 for development, and everything else, the tokenizer's text included, keeps to the other eight. The
@@ -17,7 +18,7 @@ from collections.abc import Iterator, Sequence
 
 from qalign_jax.data import prompts
 from qalign_jax.data.datasets import base
-from qalign_jax.data.datasets.word_problems_templates import ASIDE, LANGUAGES, PHRASINGS, Language
+from qalign_jax.data.generated.word_problem_templates import ASIDE, LANGUAGES, PHRASINGS, Language
 
 LARGEST = 25  # of all values, given and computed
 GAINS = ("buy", "find", "receive", "win")
@@ -32,8 +33,10 @@ SHAPES = {
     (2, 1, True): 1,
 }
 TRAINING_PARTS = (
-    "pretraining", "question_pairs", "copies", "responses", "translated_responses", "control",
+    "pretraining", "question_pairs", "reversed_pairs", "copies", "responses",
+    "translated_responses", "native_responses", "control", "code_pretraining", "code_responses",
 )  # fmt: skip
+CODE = "code_"  # begins the parts whose worked solutions are programs
 BENCHMARK_PARTS = ("development", "test", "development_aside", "test_aside")
 OTHERS = tuple(language for language in LANGUAGES if language != "en")
 
@@ -129,18 +132,35 @@ class Problem:
         asked = LANGUAGES[language].space.join([self.question(language), LANGUAGES[language].again])
         return prompts.render("short", asked) + other.question(language)
 
-    def solved(self) -> list[str]:
-        """The English story, each sentence that calls for an equation followed by it."""
-        story = self.story("en")
-        equations = ["{} {} {} = {}".format(*step) for step in self.frame.steps()]
-        given = len(story) - len(equations)  # "has n" calls for none
-        steps = [f"{s[:-1]}, so {e}." for s, e in zip(story[given:], equations, strict=True)]
-        return [*story[:given], *steps]
+    def computed(self) -> str:
+        """The equations alone."""
+        return " ".join(f"{equation}." for equation in self._equations())
 
-    def answer(self) -> str:
-        """The English chain of thought, in the first phrasings, and the answer."""
-        plain = dataclasses.replace(self, phrasings=(0,) * len(self.phrasings))
-        return " ".join([*plain.solved(), f"The answer is {self.frame.steps()[-1][-1]}."])
+    def solved(self, language: str = "en") -> str:
+        """The story, each sentence that calls for an equation followed by it."""
+        story, told, equations = self.story(language), LANGUAGES[language], self._equations()
+        given = len(story) - len(equations)  # "has n" calls for none
+        solved = [
+            sentence.removesuffix(told.stop) + told.so + equation + told.stop
+            for sentence, equation in zip(story[given:], equations, strict=True)
+        ]
+        return told.space.join([*story[:given], *solved])
+
+    def answer(self, language: str = "en") -> str:
+        """The chain of thought, in the first phrasings, and the answer."""
+        told = LANGUAGES[language]
+        last = told.answer.format(n=self.result())
+        return told.space.join([self._plain().solved(language), last])
+
+    def result(self) -> int:
+        return self.frame.steps()[-1][-1]
+
+    def _equations(self) -> list[str]:
+        return ["{} {} {} = {}".format(*step) for step in self.frame.steps()]
+
+    def _plain(self):
+        """The problem in the first phrasings."""
+        return dataclasses.replace(self, phrasings=(0,) * len(self.phrasings))
 
     def _forms(self, told: Language) -> dict[str, str]:
         gender = told.pronouns[self.person % 2]
@@ -148,6 +168,34 @@ class Problem:
 
     def _say(self, told: Language, kind: str, phrasing: int, numbers: dict[str, int]) -> str:
         return told.sentences[kind][phrasing].format(**numbers, **self._forms(told))
+
+
+class CodeProblem(Problem):
+    """A problem that is solved by a program, in the format of OpenMathInstruct-1.
+
+    The text between `</llm-code>` and the end of the output is what an evaluation puts there.
+    """
+
+    def computed(self) -> str:
+        """The program and its output."""
+        thing, start = LANGUAGES["en"].things[self.thing]["things"], self.frame.start
+        lines = [f"{thing} = {' * '.join(map(str, start))}"]
+        for _, sign, n, _ in self.frame.steps()[len(start) - 1 :]:  # the first line multiplies
+            lines.append(f"{thing} {sign.replace('/', '//')}= {n}")
+        code = "\n".join([*lines, f"print({thing})"])
+        return (
+            f"<llm-code>\n{code}\n</llm-code>\n"
+            f"<llm-code-output>\n{self.result()}\n</llm-code-output>\n"
+        )
+
+    def solved(self, language: str = "en") -> str:
+        """The story, then the program and its output."""
+        return LANGUAGES[language].space.join(self.story(language)) + "\n" + self.computed()
+
+    def answer(self, language: str = "en") -> str:
+        """The same in the first phrasings, and the answer."""
+        last = LANGUAGES[language].answer.format(n=f"\\boxed{{{self.result()}}}")
+        return self._plain().solved(language) + last
 
 
 def draw_problem(rng: random.Random, use: str, phrasings: Sequence[int]) -> Problem:
@@ -178,11 +226,15 @@ def generate(
         documents, bare equations), the rest evenly the other five. Without `prompted` the English
         text keeps to worked solutions that stand alone: nothing follows a "Q:" and "A:".
     question_pairs: count translation examples X -> en, evenly over the five languages.
+    reversed_pairs: count translation examples en -> X, told to translate.
     copies: count English questions "translated" into English, so that stage I answers a question
         of any language alike.
     control: the text of count such pairs, but of different problems on the two sides: no pair.
     responses: count English questions with their answers.
     translated_responses: the same, with the question told evenly in all six languages.
+    native_responses: the same, and the answer in the question's language.
+    code_pretraining, code_responses: pretraining and responses of the same problems, with programs
+        and their outputs in place of equations.
     development, test: count problems, each told in every language; with _aside they are told in the
         phrasings that stages I and II never see.
 
@@ -220,21 +272,27 @@ def _benchmark(part: str, seed: int, count: int) -> Iterator[dict[str, str]]:
                 "id": f"{part}-{i}",  # the same in every language
                 "language": language,
                 "question": problem.question(language),
-                "answer": str(problem.frame.steps()[-1][-1]),
+                "answer": str(problem.result()),
             }
 
 
 def _training(
     part: str, seed: int, count: int, english: float, chains: float, prompted: bool
 ) -> Iterator[dict[str, str]]:
-    rng = random.Random(f"{part} {seed}")
-    phrasings = range(PHRASINGS if part == "pretraining" else ASIDE)
+    plain = part.removeprefix(CODE)
+    rng = random.Random(f"{plain} {seed}")
+    phrasings = range(PHRASINGS if plain == "pretraining" else ASIDE)
     for i in range(count):
         problem = draw_problem(rng, "training", phrasings)
-        if part == "pretraining":
+        if plain != part:
+            problem = CodeProblem(**vars(problem))
+        if plain == "pretraining":
             language, instruction, response = _document(rng, problem, english, chains, prompted)
         elif part == "question_pairs":
             language, instruction, response = _pair(problem, OTHERS[i % len(OTHERS)])
+        elif part == "reversed_pairs":
+            language, response, question = _pair(problem, OTHERS[i % len(OTHERS)])
+            instruction = prompts.translation_instruction("en", language, question)
         elif part == "copies":
             language, instruction, response = _pair(problem, "en")
         elif part == "control":
@@ -243,9 +301,9 @@ def _training(
             other = draw_problem(rng, "training", phrasings)
             yield _example(f"{part}-{i}-en", "en", "", other.question("en"))
         else:
-            everywhere = part == "translated_responses"
-            language = tuple(LANGUAGES)[i % len(LANGUAGES)] if everywhere else "en"
-            instruction, response = problem.question(language), problem.answer()
+            language = "en" if plain == "responses" else tuple(LANGUAGES)[i % len(LANGUAGES)]
+            told = language if part == "native_responses" else "en"
+            instruction, response = problem.question(language), problem.answer(told)
         yield _example(f"{part}-{i}", language, instruction, response)
 
 
@@ -254,8 +312,7 @@ def _document(
 ) -> tuple[str, str, str]:
     kind = rng.random()
     if kind < chains:
-        equations = ["{} {} {} = {}.".format(*step) for step in problem.frame.steps()]
-        return "en", "", " ".join(equations)
+        return "en", "", problem.computed()
     language = "en" if kind < english else rng.choice(OTHERS)
     forms = ("retold", "told")
     if language == "en":
@@ -264,7 +321,7 @@ def _document(
     if form == "told":
         return language, "", f"Q: {problem.question(language)}"
     if form == "solved":
-        return language, "", " ".join(problem.solved())
+        return language, "", problem.solved()
     if form == "answered":
         return language, "", prompts.render("short", problem.question("en")) + problem.answer()
     other = tuple(rng.randrange(PHRASINGS) for _ in problem.phrasings)
@@ -286,6 +343,7 @@ class WordProblems(base.ExamplesBuilder):
     """
 
     name = "word_problems"
+    HAS_SPLITS = False
     OPTIONS = {
         "part": "", "seed": 0, "count": 1000, "english": 0.62, "chains": 0.25, "prompted": True,
     }  # fmt: skip
@@ -303,3 +361,6 @@ class WordProblems(base.ExamplesBuilder):
     @classmethod
     def read(cls, config):
         return generate(languages=config.languages, **config.options)
+
+
+BUILDER = WordProblems

@@ -2,12 +2,13 @@
 
 import collections
 import dataclasses
+import json
 import os
 from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
 
-from qalign_jax.data.datasets import load_examples
+from qalign_jax.data.examples import load_examples
 from qalign_jax.evaluation.protocols import number
 
 
@@ -15,14 +16,18 @@ from qalign_jax.evaluation.protocols import number
 class Benchmark:
     """`languages` may be asked for; those in `averaged` are the default and make the average.
 
-    `protocol` is the module of evaluation/protocols that judges the answers.
+    `choices` are those of multiple choice where a line that is scored does not name its own.
+    `builder` is its data set, an ExamplesBuilder of benchmark keys; `protocol` the module of
+    evaluation/protocols that judges the answers.
     """
 
     name: str
     languages: tuple[str, ...]
     averaged: tuple[str, ...]
     max_new_tokens: int
+    builder: type
     protocol: ModuleType = number
+    choices: tuple[str, ...] = ()
 
     def load(
         self,
@@ -31,8 +36,10 @@ class Benchmark:
         languages: Sequence[str] = (),
         limit: int = 0,
         **options: Any,
-    ) -> list[dict[str, str]]:
+    ) -> list[dict[str, Any]]:
         """The problems as dicts of id, language, question and answer, language by language.
+
+        Those of multiple choice have `choices` too, the texts that may be answered.
 
         `limit` above 0 keeps the first so many problems a language; `options` go to the data set.
 
@@ -41,13 +48,17 @@ class Benchmark:
         """
         languages = tuple(languages) or self.averaged
         self.check_languages(languages)
+        if len(set(languages)) < len(languages):
+            raise ValueError(f"languages={languages} names one twice; name each once")
         if limit < 0:
             raise ValueError(f"limit={limit}: give 0 for all problems or a number above 0")
         source = {"name": self.name, "path": path, "languages": languages, **options}
-        examples = load_examples(source, data_dir)
+        examples = load_examples(source, data_dir, self.builder)
         by_language = collections.defaultdict(list)
         for index in range(len(examples)):
-            problem = examples[index]
+            problem: dict[str, Any] = examples[index]
+            if "choices" in problem:
+                problem["choices"] = json.loads(problem["choices"])
             by_language[problem["language"]].append(problem)
         return [
             problem for language in languages for problem in by_language[language][: limit or None]

@@ -1,5 +1,6 @@
 """The demo's generated word problems: held-out numbers, the same problems in six languages."""
 
+from qalign_jax.data.datasets import word_problems
 from qalign_jax.evaluation.benchmarks.base import Benchmark
 
 LANGUAGES = ("de", "es", "fr", "sw", "zh", "en")
@@ -9,4 +10,5 @@ BENCHMARK = Benchmark(
     languages=LANGUAGES,
     averaged=LANGUAGES,
     max_new_tokens=64,
+    builder=word_problems.BUILDER,
 )

@@ -1,8 +1,9 @@
 """Rows of published text and JSON files; every error names the file and the line."""
 
 import hashlib
+import itertools
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from etils import epath
@@ -48,6 +49,45 @@ def read_objects(path: epath.Path) -> Iterator[tuple[str, str, dict[str, Any]]]:
                 "write one object a line, or one list of objects"
             )
         yield str(number), where, row
+
+
+def read_tsv(
+    path: epath.Path, columns: Sequence[str], header: Sequence[str]
+) -> Iterator[tuple[str, str, dict[str, str]]]:
+    """Yields (line number, where, row) of a file of tab-separated texts without quotes.
+
+    A first line that holds one of the names in `header` has the columns' names; in a file without
+    one they are `columns`. A row may lack the last columns.
+    """
+    name = str(path)
+    for line in files.read_lines(path):
+        fields = line.text.split("\t")
+        if line.number == 1 and set(fields) & set(header):
+            columns = fields
+            continue
+        where = f"{name}:{line.number}"
+        if len(fields) > len(columns):
+            raise ValueError(
+                f"{where}: {len(fields)} columns, but there are {len(columns)}, "
+                f"{' '.join(columns)}; mend the line"
+            )
+        yield str(line.number), where, dict(zip(columns, fields, strict=False))
+
+
+def read_parallel(
+    paths: Mapping[str, epath.Path], read: Callable[[epath.Path], Iterator[Any]]
+) -> Iterator[dict[str, Any]]:
+    """Yields {key: row} of files that are parallel row by row, of which none may end early."""
+    for rows in itertools.zip_longest(*map(read, paths.values())):
+        found = dict(zip(paths, rows, strict=True))
+        ended = [str(paths[key]) for key, row in found.items() if row is None]
+        if ended:
+            longer = next(str(paths[key]) for key, row in found.items() if row is not None)
+            raise ValueError(
+                f"{ended[0]} has fewer lines than {longer}; line n of both must be the same text, "
+                "so mend the two files"
+            )
+        yield found
 
 
 def text_field(

@@ -22,6 +22,9 @@ class Language:
     things: tuple[Mapping[str, str], ...]
     sentences: Mapping[str, tuple[str, ...]]
     again: str  # what introduces the same problem in other words
+    so: str  # between a sentence of a solution, without its full stop, and the equation
+    answer: str  # a solution's last sentence
+    stop: str = "."
     space: str = " "
 
 
@@ -100,6 +103,8 @@ _ENGLISH = Language(
             How many {things} does each of the children receive?
     """),
     again="In other words:",
+    so=", so ",
+    answer="The answer is {n}.",
 )
 
 _GERMAN = Language(
@@ -167,6 +172,8 @@ _GERMAN = Language(
             Wie viele {things} erhält jedes der Kinder?
     """),
     again="Anders gesagt:",
+    so=", also ",
+    answer="Die Antwort ist {n}.",
 )
 
 _SPANISH = Language(
@@ -234,6 +241,8 @@ _SPANISH = Language(
             ¿{how_many} {things} obtiene cada uno de los niños?
     """),
     again="En otras palabras:",
+    so=", así que ",
+    answer="La respuesta es {n}.",
 )
 
 _FRENCH = Language(
@@ -301,6 +310,8 @@ _FRENCH = Language(
             Combien {of_things} chacun des enfants obtient-il ?
     """),
     again="Autrement dit :",
+    so=", donc ",
+    answer="La réponse est {n}.",
 )
 
 _SWAHILI = Language(
@@ -368,6 +379,8 @@ _SWAHILI = Language(
             Kila mmoja wa watoto anapokea {things} {how_many}?
     """),
     again="Kwa maneno mengine:",
+    so=", hivyo ",
+    answer="Jibu ni {n}.",
 )
 
 _CHINESE = Language(
@@ -435,6 +448,9 @@ _CHINESE = Language(
             每个孩子能分到多少{m}{things}？
     """),
     again="换句话说：",
+    so="，所以 ",
+    answer="答案是 {n}。",
+    stop="。",
     space="",
 )
 

@@ -3,8 +3,10 @@
 import contextlib
 import dataclasses
 import importlib
+import importlib.util
 import io
 import os
+import pkgutil
 import re
 import shutil
 import uuid
@@ -14,20 +16,9 @@ from typing import Any
 from absl import logging
 from etils import epath
 
-from qalign_jax.data import prompts
+from qalign_jax.data import datasets, prompts
 
-# Imported by name: TFDS takes a second to import, and a wrong name is an error before it.
-BUILDERS = {
-    "question_pairs": "QuestionPairs",
-    "gsm8k": "GSM8K",
-    "metamath": "MetaMath",
-    "gsm8kinstruct": "GSM8KInstruct",
-    "jsonl": "JSONLines",
-    "word_problems": "WordProblems",
-    "mgsm": "MGSM",
-    "msvamp": "MSVAMP",
-}
-_SLICE = re.compile(r"\[\s*(-?\d+)?\s*:\s*(-?\d+)?\s*\]")
+_SLICE = re.compile(r"\[\s*(-?\d+%?)?\s*:\s*(-?\d+%?)?\s*\]")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,19 +30,19 @@ class Source:
     """
 
     name: str
+    builder: Any  # a subclass of datasets.base.ExamplesBuilder
     path: str
     languages: tuple[str, ...]
     split: str
-    slice: slice
+    slice: str
     weight: float
     options: tuple[tuple[str, Any], ...]
 
     @classmethod
-    def parse(cls, source: Mapping[str, Any]) -> "Source":
+    def parse(cls, source: Mapping[str, Any], builder: type | None = None) -> "Source":
         given = {key: source[key] for key in source}
         name = given.pop("name", "")
-        if name not in BUILDERS:
-            raise ValueError(f"unknown data set {name!r}; name is one of {', '.join(BUILDERS)}")
+        builder = builder or load_builder(name)
         languages = given.pop("languages", ())
         if isinstance(languages, str):
             raise ValueError(f"languages={languages!r}: give a tuple of codes, like ('de', 'fr')")
@@ -64,27 +55,29 @@ class Source:
                 "each example); leave the source out instead of giving it no weight"
             )
         path, split = str(given.pop("path", "")), given.pop("split", "")
-        chosen = parse_slice(given.pop("slice", ""))
-        known = load_builder(name).OPTIONS
+        parse_slice(chosen := given.pop("slice", ""), 1)
+        known = builder.OPTIONS
         if unknown := sorted(set(given) - set(known)):
             raise ValueError(
                 f"{name} has no key {', '.join(unknown)}; it has name, path, languages, split, "
                 f"slice, weight{''.join(', ' + key for key in known)}"
             )
         options = tuple(sorted((dict(known) | given).items()))
-        return cls(name, path, tuple(languages), split, chosen, float(weight), options)
+        return cls(name, builder, path, tuple(languages), split, chosen, float(weight), options)
 
-    def configure(self):
+    def configure(self, data_dir: epath.Path):
         """The builder's config, whose name is the fingerprint of the files and options."""
-        builder = load_builder(self.name)
-        return builder.configure(self.path, self.languages, self.split, dict(self.options))
+        return self.builder.configure(
+            self.path, self.languages, self.split, dict(self.options), data_dir
+        )
 
 
 class Examples(Sequence):
-    """Random access to a data set's examples as dicts of str; `name` is its fingerprint."""
+    """Random access to a slice of a data set as dicts of str; `name` is its fingerprint."""
 
-    def __init__(self, data: Any, indices: range, name: str):
-        self._data, self._indices, self.name = data, indices, name
+    def __init__(self, data: Any, chosen: slice, name: str):
+        self._data, self.slice, self.name = data, chosen, name
+        self._indices = range(len(data))[chosen]
 
     def __len__(self) -> int:
         return len(self._indices)
@@ -103,64 +96,89 @@ class Examples(Sequence):
         ]
 
 
-def load_examples(source: Mapping[str, Any] | Source, data_dir: str | os.PathLike) -> Examples:
+def load_examples(
+    source: Mapping[str, Any] | Source, data_dir: str | os.PathLike, builder: type | None = None
+) -> Examples:
     """The examples of a source, built under `data_dir` the first time.
 
-    Training sets hold id, instruction, response, language (no instruction: plain text);
-    benchmarks hold id, language, question, answer.
+    `builder` is given where the data set is not one of data/datasets. Training sets hold id,
+    instruction, response, language (no instruction: plain text); benchmarks id, language,
+    question, answer.
 
     Raises:
       ValueError: what is wrong with the source or its files, by file and line.
     """
     if not isinstance(source, Source):
-        source = Source.parse(source)
-    config = source.configure()
-    folder = _built(source, config, epath.Path(data_dir))
-    builder: Any = _tfds().builder_from_directory(folder)
-    data = builder.as_data_source(split="train")
-    indices = range(len(data))[source.slice]
-    if not indices:
+        source = Source.parse(source, builder)
+    data_dir = epath.Path(data_dir)
+    config = source.configure(data_dir)
+    folder = _built(source, config, data_dir)
+    stored: Any = _tfds().builder_from_directory(folder)
+    data = stored.as_data_source(split="train")
+    examples = Examples(data, parse_slice(source.slice, len(data)), config.name)
+    if not examples:
         raise ValueError(
-            f"slice [{source.slice.start}:{source.slice.stop}] of {source.name} {source.path} "
-            f"keeps nothing of its {len(data)} examples; choose another slice"
+            f"slice {source.slice} of {source.name} {source.path} keeps nothing of its "
+            f"{len(data)} examples; choose another slice"
         )
-    return Examples(data, indices, config.name)
+    return examples
 
 
 def load_builder(name: str) -> type:
-    """The builder class of a name in BUILDERS."""
-    return getattr(importlib.import_module(f"qalign_jax.data.datasets.{name}"), BUILDERS[name])
+    """The BUILDER of data/datasets/<name>.py, or of a module of your own by its dotted name.
+
+    Imported by name: TFDS takes a second to import, and a wrong name is an error before it.
+
+    Raises:
+      ValueError: no such data set.
+    """
+    known = sorted(module.name for module in pkgutil.iter_modules(datasets.__path__))
+    known.remove("base")
+    path = name if "." in name else f"{datasets.__name__}.{name}"
+    if name not in known and not ("." in name and importlib.util.find_spec(path)):
+        raise ValueError(f"unknown data set {name!r}; name is one of {', '.join(known)}")
+    return importlib.import_module(path).BUILDER
 
 
-def parse_slice(text: str) -> slice:
-    """`""` is everything; `"[a:b]"` means what it means in Python."""
+def parse_slice(text: str, count: int) -> slice:
+    """`""` is everything of `count`; `"[a:b]"` means what it means in Python, per cent rounded.
+
+    At least one example is kept of a share above nothing: "[:1%]" of 20 is the first.
+    """
     match = _SLICE.fullmatch(text.strip()) if isinstance(text, str) else None
     if text == "":
         return slice(None, None)
     if not match:
-        raise ValueError(f"slice {text!r} must look like [100:200], [:200] or [-200:]")
-    start, stop = match.groups()
-    return slice(int(start) if start else None, int(stop) if stop else None)
+        raise ValueError(f"slice {text!r} must look like [100:200], [:200], [-200:] or [:25%]")
+
+    def bound(written: str | None) -> int | None:
+        if not written or not written.endswith("%"):
+            return int(written) if written else None
+        share = int(written[:-1])
+        if abs(share) > 100:
+            raise ValueError(f"slice {text!r} has a share above 100 %")
+        return round(share * count / 100) or (share > 0) - (share < 0)
+
+    return slice(bound(match[1]), bound(match[2]))
 
 
 def _built(source: Source, config, data_dir: epath.Path) -> epath.Path:
     """The folder of the data set, built aside and renamed: several processes may build it."""
-    builder_class = load_builder(source.name)
-    version = str(builder_class.VERSION)
-    final = data_dir / source.name / config.name
+    version = str(source.builder.VERSION)
+    final = data_dir / source.builder.name / config.name
     if (final / version).exists():
         return final / version
     tfds = _tfds()
     aside = data_dir / f".building-{uuid.uuid4().hex}"
     try:
         with _quiet():
-            builder = builder_class(data_dir=aside, config=config, file_format="array_record")
+            builder = source.builder(data_dir=aside, config=config, file_format="array_record")
             builder.download_and_prepare(
                 download_config=tfds.download.DownloadConfig(try_download_gcs=False)
             )
         final.parent.mkdir(parents=True, exist_ok=True)
         try:
-            (aside / source.name / config.name).rename(final)
+            (aside / source.builder.name / config.name).rename(final)
         except OSError:
             if not (final / version).exists():
                 raise

@@ -1,0 +1,1 @@
+"""The sentences that generated data sets are made of."""
