@@ -131,7 +131,7 @@ def compile_decoding(
         return _compile(lower, state, where, on_slice, flops, flops)
 
     return (
-        compiled(fill, (tokens, row, row, row, row), prompt, width * prompt),
+        compiled(fill, (tokens, row, row, row, row, row), prompt, width * prompt),
         compiled(advance, (number, number), plan.length, plan.slots),
     )
 

@@ -5,6 +5,7 @@ Evaluation, the `generate` command and proxy-tuning all decode here.
 
 import collections
 import dataclasses
+import itertools
 from collections.abc import Iterator, Sequence
 
 import jax
@@ -14,14 +15,18 @@ from absl import logging
 from jax.sharding import Mesh
 
 from qalign_jax.decoding.combine import Combine, FirstModel
+from qalign_jax.decoding.likelihood import Continuation, log_likelihoods
 from qalign_jax.decoding.sampling import Sampling
 from qalign_jax.decoding.slots import Plan, advance, empty_slots, fill
+from qalign_jax.decoding.turns import Conversations
 from qalign_jax.models.llama import Llama
 from qalign_jax.models.params import cast_params, param_specs
 from qalign_jax.parallel.mesh import batch_shards, on_mesh
 
 # The loop returns to the host after at most this many tokens, to hand over what finished.
 STEPS_PER_CALL = 64
+# With turns it returns sooner: rows that stopped and rows that were replied to wait for it.
+STEPS_PER_CALL_IN_TURNS = 16
 # The most positions of a prefill, unless one prompt alone has more.
 PREFILL_POSITIONS = 8192
 # Caches grow in these steps, so that similar runs share a program.
@@ -33,6 +38,7 @@ class _Request:
     number: int
     prompt: Sequence[int]
     limit: int
+    before: Sequence[int] = ()  # the ids that the answer's earlier turns generated
 
 
 class Engine:
@@ -79,16 +85,22 @@ class Engine:
         prompts: Sequence[Sequence[int]],
         max_new_tokens: int,
         numbers: Sequence[int] | None = None,
+        conversations: Conversations | None = None,
     ) -> Iterator[tuple[int, list[int]]]:
         """Decodes prompts; yields (number, ids without EOS) as rows finish, in any order.
 
         A prompt for which the model's length leaves fewer than `max_new_tokens` gets as many as
         there is room for, with one warning. Answers do not depend on slots or neighbours.
 
+        With `conversations` an answer has turns. A row that ends gives its slot away until it is
+        replied to, and goes on with its next prompt and up to `max_new_tokens` again; its answer
+        ends where that prompt leaves no room. What is yielded are the ids of all turns.
+
         Args:
           prompts: token ids, BOS included.
           numbers: of the prompts, 0, 1, ... by default. A number is yielded with its answer and
             seeds its samples, so that a part decoded later samples the same.
+          conversations: of the prompts, by their numbers.
 
         Raises:
           ValueError: at once, before any work: an empty prompt, one that fills the model's
@@ -98,8 +110,14 @@ class Engine:
         requests = self._requests(prompts, max_new_tokens, numbers)
         if not requests:
             return iter(())
-        longest = max(len(request.prompt) + request.limit for request in requests)
-        return self._run(with_room(self._plan, longest), requests)
+        room = conversations.turns.room(max_new_tokens) if conversations else 0
+        longest = max(len(request.prompt) + max(request.limit, room) for request in requests)
+        plan = with_room(self._plan, longest)
+        return self._run(plan, requests, max_new_tokens, conversations)
+
+    def log_likelihoods(self, continuations: Sequence[Continuation]) -> Iterator[tuple[int, float]]:
+        """As decoding/likelihood.py's `log_likelihoods`, with the engine's models."""
+        return log_likelihoods(self._plan, self._params, continuations)
 
     def _requests(self, prompts, max_new_tokens, numbers) -> list[_Request]:
         if max_new_tokens < 1:
@@ -132,42 +150,75 @@ class Engine:
             )  # fmt: skip
         return requests
 
-    def _run(self, plan: Plan, requests: list[_Request]) -> Iterator[tuple[int, list[int]]]:
+    def _run(
+        self,
+        plan: Plan,
+        requests: list[_Request],
+        max_new_tokens: int,
+        conversations: Conversations | None,
+    ) -> Iterator[tuple[int, list[int]]]:
         # neighbours in a prefill are of like length, and the longest do not come last
         waiting = collections.deque(sorted(requests, key=lambda r: -len(r.prompt)))
         constant = (plan, self._params, jax.random.key(self._seed), self._eos_ids)
+        steps, stop_table = STEPS_PER_CALL, None
+        if conversations:
+            steps = STEPS_PER_CALL_IN_TURNS
+            stop_table = jnp.asarray(conversations.stop_table(plan.vocab_size))
         slots = empty_slots(plan)
         running: dict[int, _Request] = {}
+        paused: dict[int, _Request] = {}  # by number, until they are replied to
         idle = list(range(plan.slots))
         finished = []
-        while waiting or running:
+        while waiting or running or paused:
+            if conversations and paused:
+                nothing_else = not (waiting or running)
+                replied = conversations.ready(plan.length, max_new_tokens, wait=nothing_else)
+                for number, prompt in replied:
+                    request = paused.pop(number)
+                    if prompt is None:
+                        finished.append((number, list(request.before)))
+                    else:  # in front, so that few answers are begun and not ended
+                        limit = min(max_new_tokens, plan.length - len(prompt))
+                        request = dataclasses.replace(request, prompt=prompt, limit=limit)
+                        waiting.appendleft(request)
             while waiting and len(idle) >= self._group_size(plan, waiting):
                 group = [waiting.popleft() for _ in range(self._group_size(plan, waiting))]
                 rows = [idle.pop() for _ in group]
                 running.update(zip(rows, group, strict=True))
-                slots = fill(*constant, slots, **self._prefill(plan, group, rows))
+                prefill = self._prefill(plan, group, rows)
+                slots = fill(*constant, slots, **prefill, stop_table=stop_table)
             wanted = self._group_size(plan, waiting) if waiting else plan.slots
-            slots, report = advance(*constant, slots, plan.slots - wanted, STEPS_PER_CALL)
+            slots, report = advance(*constant, slots, plan.slots - wanted, steps, stop_table)
             yield from finished  # the device works meanwhile
+            finished = []
             active, generated, outputs = jax.device_get(report)
             rows = [row for row in running if not active[row]]
-            finished = [
-                (running.pop(row).number, outputs[row, : generated[row]].tolist()) for row in rows
-            ]
+            for row in rows:
+                request = running.pop(row)
+                start, before = len(request.prompt), len(request.before)
+                ids = outputs[row, start : start + generated[row] - before].tolist()
+                request = dataclasses.replace(request, before=[*request.before, *ids])
+                if conversations and conversations.ended(request.number, ids):
+                    paused[request.number] = request
+                else:
+                    finished.append((request.number, list(request.before)))
             idle.extend(rows)
         yield from finished
 
     def _group_size(self, plan: Plan, waiting) -> int:
-        return min(len(waiting), prefill_shape(plan, len(waiting[0].prompt))[0])
+        most, _ = prefill_shape(plan, 1)
+        longest = max(len(request.prompt) for request in itertools.islice(waiting, most))
+        return min(len(waiting), prefill_shape(plan, longest)[0])
 
     def _prefill(self, plan: Plan, group: list[_Request], rows: list[int]) -> dict:
         """The arguments of `fill`; rows past the group's end are dropped there."""
-        width, bucket = prefill_shape(plan, len(group[0].prompt))
+        width, bucket = prefill_shape(plan, max(len(request.prompt) for request in group))
         arrays = dict(
             tokens=np.zeros((width, bucket), np.int32),
             lengths=np.ones(width, np.int32),
             rows=np.full(width, plan.slots, np.int32),
             requests=np.zeros(width, np.int32),
+            generated=np.zeros(width, np.int32),
             limits=np.zeros(width, np.int32),
         )
         for i, (request, row) in enumerate(zip(group, rows, strict=True)):
@@ -175,7 +226,8 @@ class Engine:
             arrays["lengths"][i] = len(request.prompt)
             arrays["rows"][i] = row
             arrays["requests"][i] = request.number
-            arrays["limits"][i] = request.limit
+            arrays["generated"][i] = len(request.before)
+            arrays["limits"][i] = len(request.before) + request.limit
         return arrays
 
 

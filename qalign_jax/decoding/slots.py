@@ -46,10 +46,11 @@ class Slots(struct.PyTreeNode):
     tokens: jax.Array  # [B] int32, the newest token
     positions: jax.Array  # [B] int32, its position in the sequence
     requests: jax.Array  # [B] int32, the request's number, for its random key
-    limits: jax.Array  # [B] int32, the most tokens to generate
-    generated: jax.Array  # [B] int32, tokens in `outputs`, EOS not among them
+    limits: jax.Array  # [B] int32, what `generated` may come to
+    generated: jax.Array  # [B] int32, tokens of the request so far, EOS not among them
+    matched: jax.Array  # [B] int32, characters of the stop string that the row ends with
     active: jax.Array  # [B] bool, neither idle nor finished
-    outputs: jax.Array  # [B, S] int32, the tokens generated
+    outputs: jax.Array  # [B, S] int32, the tokens generated, at their positions
 
 
 def _place(plan: Plan, array: jax.Array, axes: tuple[str | None, ...]) -> jax.Array:
@@ -103,6 +104,7 @@ def empty_slots(plan: Plan) -> Slots:
         requests=row,
         limits=row,
         generated=row,
+        matched=row,
         active=row.astype(bool),
         outputs=jnp.zeros((plan.slots, plan.length), jnp.int32),
     )
@@ -111,14 +113,27 @@ def empty_slots(plan: Plan) -> Slots:
 
 @functools.partial(jax.jit, static_argnames="plan", donate_argnames="slots")
 def fill(
-    plan: Plan, params, key, eos_ids, slots: Slots, tokens, lengths, rows, requests, limits
+    plan: Plan,
+    params,
+    key,
+    eos_ids,
+    slots: Slots,
+    tokens,
+    lengths,
+    rows,
+    requests,
+    generated,
+    limits,
+    stop_table=None,
 ) -> Slots:
     """Prefills prompts into slots and chooses the first token of each.
 
     Args:
       params: a tree a model; key: the random key of the whole run; eos_ids: [E] int32.
-      tokens: [P, T] int32, right-padded; lengths, rows, requests, limits: [P] int32. A row of
-        `plan.slots` or more is padding of the prefill batch, and dropped.
+      tokens: [P, T] int32, right-padded; lengths, rows, requests, generated, limits: [P] int32. A
+        row of `plan.slots` or more is padding of the prefill batch, and dropped. `generated`
+        counts the tokens of the request's earlier turns.
+      stop_table: of turns.py, [N + 1, V] int32, or None where no string ends a row.
     """
     tokens = _place(plan, tokens, ("batch", None))
     logits, caches = [], []
@@ -126,9 +141,10 @@ def fill(
         last, kv = model.apply({"params": weights}, tokens, lengths, method="prefill")
         logits.append(last)
         caches.append(write_prompts(model.config, cache, rows, kv))
-    none = jnp.zeros_like(lengths)
-    chosen = _choose(plan, logits, key, requests, none)
-    kept, generated, active = _count(eos_ids, chosen, limits > 0, none, limits)
+    chosen = _choose(plan, logits, key, requests, generated)
+    active = limits > generated
+    kept, generated, active = _count(eos_ids, chosen, active, generated, limits)
+    matched, active = _match(stop_table, chosen, jnp.zeros_like(lengths), active)
     first = jnp.where(kept, chosen, 0)
 
     def put(whole, new):
@@ -141,14 +157,17 @@ def fill(
         requests=put(slots.requests, requests),
         limits=put(slots.limits, limits),
         generated=put(slots.generated, generated),
+        matched=put(slots.matched, matched),
         active=put(slots.active, active),
-        outputs=slots.outputs.at[rows, 0].set(first, mode="drop"),
+        outputs=slots.outputs.at[rows, lengths].set(first, mode="drop"),
     )
     return _place_slots(plan, slots)
 
 
 @functools.partial(jax.jit, static_argnames="plan", donate_argnames="slots")
-def advance(plan: Plan, params, key, eos_ids, slots: Slots, stop_at_active, max_steps):
+def advance(
+    plan: Plan, params, key, eos_ids, slots: Slots, stop_at_active, max_steps, stop_table=None
+):
     """Decodes until at most `stop_at_active` rows are active, or for `max_steps` tokens.
 
     Returns:
@@ -161,14 +180,14 @@ def advance(plan: Plan, params, key, eos_ids, slots: Slots, stop_at_active, max_
 
     def step(carry):
         steps, slots = carry
-        return steps + 1, _step(plan, params, key, eos_ids, slots)
+        return steps + 1, _step(plan, params, key, eos_ids, stop_table, slots)
 
     _, slots = jax.lax.while_loop(unfinished, step, (jnp.int32(0), slots))
     slots = _place_slots(plan, slots)  # a loop's result has no constraint of its own
     return slots, (slots.active, slots.generated, slots.outputs)
 
 
-def _step(plan: Plan, params, key, eos_ids, slots: Slots) -> Slots:
+def _step(plan: Plan, params, key, eos_ids, stop_table, slots: Slots) -> Slots:
     # idle rows write past the cache's end, where writes are dropped
     positions = jnp.where(slots.active, slots.positions, plan.length)
     tokens = _place(plan, slots.tokens, ("batch",))
@@ -181,13 +200,15 @@ def _step(plan: Plan, params, key, eos_ids, slots: Slots) -> Slots:
         caches.append(cache)
     chosen = _choose(plan, logits, key, slots.requests, slots.generated)
     kept, generated, active = _count(eos_ids, chosen, slots.active, slots.generated, slots.limits)
-    column = jnp.where(kept, slots.generated, plan.length)
+    matched, active = _match(stop_table, chosen, slots.matched, active)
+    column = jnp.where(kept, slots.positions + 1, plan.length)
     outputs = slots.outputs.at[jnp.arange(plan.slots), column].set(chosen, mode="drop")
     slots = slots.replace(
         caches=tuple(caches),
         tokens=chosen,
         positions=slots.positions + 1,
         generated=generated,
+        matched=matched,
         active=active,
         outputs=outputs,
     )
@@ -204,3 +225,11 @@ def _count(eos_ids, chosen, active, generated, limits):
     kept = active & ~(chosen[:, None] == eos_ids).any(axis=1)
     generated = generated + kept
     return kept, generated, kept & (generated < limits)
+
+
+def _match(stop_table, chosen, matched, active):
+    """How much of the stop string each row ends with now, and which rows stay active."""
+    if stop_table is None:
+        return matched, active
+    matched = stop_table[matched, chosen]
+    return matched, active & (matched < len(stop_table) - 1)

@@ -1,5 +1,6 @@
 """A system: one model, or a large one that an expert steers against an anti-expert."""
 
+import collections
 import dataclasses
 import os
 from collections.abc import Iterator, Sequence
@@ -10,7 +11,9 @@ from qalign_jax.checkpoints.model import Model, load_model, tokenizer_directory
 from qalign_jax.data.tokenizer import Tokenizer, difference, load_tokenizer
 from qalign_jax.decoding.combine import Combine, combination
 from qalign_jax.decoding.engine import Engine
+from qalign_jax.decoding.likelihood import Continuation
 from qalign_jax.decoding.sampling import Sampling
+from qalign_jax.decoding.turns import Conversations, Turns
 from qalign_jax.models.params import cast_params
 
 
@@ -108,14 +111,56 @@ class TextGenerator:
         prompts: Sequence[str],
         max_new_tokens: int,
         numbers: Sequence[int] | None = None,
+        turns: Turns | None = None,
     ) -> Iterator[tuple[int, str, list[int]]]:
         """Yields (number, text, ids without EOS) as answers finish, in any order.
 
-        Arguments and errors as in `Engine.generate`.
+        Arguments and errors as in `Engine.generate`. With `turns` every turn has up to
+        `max_new_tokens`, the text has the replies in it, and the ids are all that were generated.
         """
-        encoded = _encode(self._names, self._tokenizers, prompts)
-        answers = self._engine.generate(encoded, max_new_tokens, numbers)
-        return ((number, self._tokenizers[0].decode(ids), ids) for number, ids in answers)
+        encoded = self._encode(prompts)
+        if turns is None:
+            answers = self._engine.generate(encoded, max_new_tokens, numbers)
+            return ((number, self._tokenizers[0].decode(ids), ids) for number, ids in answers)
+        numbers = range(len(prompts)) if numbers is None else numbers
+        conversations = Conversations(turns, numbers, prompts, self._tokenizers[0], self._encode)
+        answers = self._engine.generate(encoded, max_new_tokens, numbers, conversations)
+        return _with_replies(conversations, answers)
+
+    def log_likelihoods(
+        self, prompts: Sequence[str], choices: Sequence[Sequence[str]]
+    ) -> Iterator[tuple[int, list[float]]]:
+        """Yields (index of the prompt, log-likelihood of each choice in nats), in any order.
+
+        Raises:
+          ValueError: a prompt with a choice is longer than the models take.
+        """
+        heads = [prompt for prompt, row in zip(prompts, choices, strict=True) for _ in row]
+        tails = [choice for row in choices for choice in row]
+        self._encode([head + tail for head, tail in zip(heads, tails, strict=True)])
+        pairs = self._tokenizers[0].encode_pairs(heads, tails)
+        owners = [index for index, row in enumerate(choices) for _ in row]
+        places = [place for row in choices for place in range(len(row))]
+        found: dict[int, dict[int, float]] = collections.defaultdict(dict)
+        for item, value in self._engine.log_likelihoods([Continuation(*pair) for pair in pairs]):
+            index = owners[item]
+            found[index][places[item]] = value
+            if len(found[index]) == len(choices[index]):
+                row = found.pop(index)
+                yield index, [row[place] for place in range(len(row))]
+
+    def _encode(self, texts: Sequence[str]) -> list[list[int]]:
+        return _encode(self._names, self._tokenizers, texts)
+
+
+def _with_replies(
+    conversations: Conversations, answers: Iterator[tuple[int, list[int]]]
+) -> Iterator[tuple[int, str, list[int]]]:
+    try:
+        for number, ids in answers:
+            yield number, conversations.answers[number], ids
+    finally:
+        conversations.close()
 
 
 def check_tokenizers(names: Sequence[str], tokenizers: Sequence[Tokenizer]) -> None:

@@ -128,14 +128,17 @@ class FeedForward(nn.Module):
 
 
 class Block(nn.Module):
-    """One layer, shaped for nn.scan: the carry is (x, cache, layer number)."""
+    """One layer, shaped for nn.scan: the carry is (x, cache, layer number).
+
+    What the scan stacks of every layer is `keep(x, (keys, values))`.
+    """
 
     config: LlamaConfig
     execution: Execution
     parallel: Parallelism
 
     @nn.compact
-    def __call__(self, carry, positions, mask, keep_kv, kernel):
+    def __call__(self, carry, positions, mask, keep, kernel):
         x, cache, layer = carry
         shared = (self.config, self.execution, self.parallel)
         norm = functools.partial(RMSNorm, *shared)
@@ -144,11 +147,21 @@ class Block(nn.Module):
         )
         x = x + out
         x = x + FeedForward(*shared, name="mlp")(norm(name="mlp_norm")(x))
-        return (x, cache, layer + 1), kv if keep_kv else None
+        return (x, cache, layer + 1), keep(x, kv)
+
+
+def _keep_nothing(x, kv):
+    return None
+
+
+def _keep_kv(x, kv):
+    return kv
 
 
 class Llama(nn.Module):
-    """The decoder. Methods: `__call__` (hidden states), `loss`, `logits`, `prefill`, `decode`."""
+    """The decoder. Methods: `__call__` (hidden states), `layer_means`, `loss`, `logits`,
+    `prefill`, `decode`.
+    """
 
     config: LlamaConfig
     execution: Execution = Execution()
@@ -209,6 +222,18 @@ class Llama(nn.Module):
         """
         return self._logits(self(tokens, positions, segment_ids))
 
+    def logits_at(self, tokens, positions, segment_ids, columns):
+        """As `logits` after the tokens at these columns of each row alone.
+
+        Args:
+          columns: [B, C] int32.
+
+        Returns:
+          [B, C, V padded] f32.
+        """
+        hidden = self(tokens, positions, segment_ids)
+        return self._logits(jnp.take_along_axis(hidden, columns[:, :, None], axis=1))
+
     def prefill(self, tokens, lengths):
         """Reads right-padded prompts.
 
@@ -219,12 +244,35 @@ class Llama(nn.Module):
           the logits [B, V] f32 after each prompt's last token, and the keys and values,
           a pair of [L, B, T, K, H].
         """
-        index = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
-        real = (index < lengths[:, None]).astype(jnp.int32)
-        mask = packed_mask(real, self.config.sliding_window)
-        hidden, _, kv = self._forward(tokens, index, mask, keep_kv=True)
+        index, real = _right_padded(tokens, lengths)
+        mask = packed_mask(real.astype(jnp.int32), self.config.sliding_window)
+        hidden, _, kv = self._forward(tokens, index, mask, keep=_keep_kv)
         last = jnp.take_along_axis(hidden, (lengths - 1)[:, None, None], axis=1)
         return self._logits(last)[:, 0], kv
+
+    def layer_means(self, tokens, lengths):
+        """Means of the hidden states over the real tokens of right-padded rows.
+
+        Of each layer only the means are kept, never the states of all layers.
+
+        Args:
+          tokens: [B, T] int32; lengths: [B] int32, at least 1.
+
+        Returns:
+          [L + 1, B, D] f32, summed in f32: of the embeddings, of the output of every block but
+          the last, and of what the last norm makes of the last block's output
+          (`output_hidden_states` of transformers).
+        """
+        index, real = _right_padded(tokens, lengths)
+
+        def mean(x, kv=None):
+            x = jnp.where(real[..., None], x.astype(jnp.float32), 0.0)
+            return x.sum(axis=1) / lengths[:, None]
+
+        mask = packed_mask(real.astype(jnp.int32), self.config.sliding_window)
+        hidden, _, means = self._forward(tokens, index, mask, keep=mean)
+        first, last = mean(self._embed(tokens)), mean(hidden)
+        return jnp.concatenate([first[None], means[:-1], last[None]])
 
     def decode(self, tokens, positions, cache):
         """Reads T new tokens a row against a cache.
@@ -241,12 +289,13 @@ class Llama(nn.Module):
         hidden, cache, _ = self._forward(tokens, positions, mask, cache=cache)
         return self._logits(hidden), cache
 
-    def _forward(self, tokens, positions, mask, kernel="plain", cache=None, keep_kv=False):
-        tokens = self.parallel.seq_shard(tokens)
-        x = jnp.take(self.embed(), tokens, axis=0).astype(jnp.dtype(self.execution.dtype))
-        carry = (x, cache, jnp.int32(0))
-        (x, cache, _), kv = self.layers(carry, positions, mask, keep_kv, kernel)
-        return self.parallel.gather_length(self.norm(x)), cache, kv
+    def _forward(self, tokens, positions, mask, kernel="plain", cache=None, keep=_keep_nothing):
+        carry = (self._embed(self.parallel.seq_shard(tokens)), cache, jnp.int32(0))
+        (x, cache, _), kept = self.layers(carry, positions, mask, keep, kernel)
+        return self.parallel.gather_length(self.norm(x)), cache, kept
+
+    def _embed(self, tokens):
+        return jnp.take(self.embed(), tokens, axis=0).astype(jnp.dtype(self.execution.dtype))
 
     def _head_kernel(self):
         """The head [D, V], V local to the tensor shard."""
@@ -278,6 +327,12 @@ class Table(nn.Module):
         sizes = {"embed": self.config.d_model}
         shape = tuple(sizes.get(axis, self.config.padded_vocab) for axis in self.axes)
         return parameter(self, self.weight, shape, self.axes, self.config.init_scale)
+
+
+def _right_padded(tokens, lengths):
+    """The positions [B, T] of right-padded rows, and which of them are real, [B, T] bool."""
+    index = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
+    return index, index < lengths[:, None]
 
 
 def compute_dtype(name: str, dtype: str):

@@ -4,11 +4,13 @@ import os
 import threading
 
 import jax
+import numpy as np
 from absl import logging
 
 # The one private module: public JAX joins a pod, but does not return the number and the count of
 # processes beforehand (tests/parallel/test_hosts.py fails when this module changes).
 from jax._src import clusters
+from jax.experimental import multihost_utils
 
 from qalign_jax.parallel.barrier import (
     HOST,
@@ -89,6 +91,20 @@ def barrier(name: str) -> None:
     if jax.process_count() > 1:
         assert _barrier, "the processes were not joined by hosts.initialize"
         _barrier.wait(name, BARRIER_TIMEOUT_S)
+
+
+def broadcast_text(text: str) -> str:
+    """Process 0's text, in every process; all of them must call this, with any text."""
+    if jax.process_count() == 1:
+        return text
+    content = np.frombuffer(text.encode(), np.uint8)
+    size = int(multihost_utils.broadcast_one_to_all(np.int32(content.size)))
+    # a program is compiled for each length, so there are few
+    sent = np.zeros(1 << max(10, size.bit_length()), np.uint8)
+    if jax.process_index() == 0:
+        sent[:size] = content
+    sent = np.asarray(multihost_utils.broadcast_one_to_all(sent))
+    return sent[:size].tobytes().decode()
 
 
 def exit_after_grace(status: int) -> None:

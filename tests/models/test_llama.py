@@ -102,6 +102,30 @@ def test_prefill_and_decode_steps_continue_as_the_whole_row_does(variant, rows):
         lengths = lengths + 1
 
 
+def test_layer_means_are_those_of_transformers_over_the_real_tokens(variant, rows):
+    config, params, model = variant
+    execution = dataclasses.replace(F32, remat="full")
+    apply = jax.jit(Llama(config, execution).apply, static_argnames="method")
+    means = apply({"params": params}, rows, np.array(LENGTHS), method="layer_means")
+    assert means.shape == (config.n_layers + 1, 2, config.d_model) and means.dtype == jnp.float32
+    for row, length in enumerate(LENGTHS):
+        with torch.no_grad():
+            ids = torch.from_numpy(rows[row : row + 1, :length].astype(np.int64))
+            states = model(input_ids=ids, output_hidden_states=True).hidden_states
+        expected = np.stack([state[0].mean(axis=0).numpy() for state in states])
+        np.testing.assert_allclose(means[:, row], expected, atol=1e-4)
+
+
+def test_layer_means_of_a_loop_and_of_an_unrolled_model_are_equal(rows):
+    params = init_params(SMALL, jax.random.key(7))
+
+    def means(**changes):
+        model = Llama(SMALL, dataclasses.replace(F32, **changes))
+        return model.apply({"params": params}, rows, np.array(LENGTHS), method="layer_means")
+
+    np.testing.assert_allclose(means(scan_layers=True), means(scan_layers=False), atol=1e-6)
+
+
 def test_several_tokens_decoded_at_once_have_the_logits_of_the_whole_row(variant, rows):
     config, params, _ = variant
     index = np.broadcast_to(np.arange(24), rows.shape)

@@ -222,6 +222,63 @@ def test_the_first_process_alone_writes_metrics(alone):
     assert not second.exists()
 
 
+# Replies come from threads, late and in another order than they were asked for.
+TURNS = """
+import concurrent.futures, itertools, json, sys, time
+import jax
+from qalign_jax.checkpoints.model import Model
+from qalign_jax.data.tokenizer import load_tokenizer
+from qalign_jax.decoding.system import System, TextGenerator
+from qalign_jax.decoding.turns import Turns
+from qalign_jax.models.params import init_params
+from qalign_jax.models.presets import preset
+from qalign_jax.parallel import hosts
+from qalign_jax.parallel.mesh import make_mesh
+
+tokenizer, mesh, *cluster = sys.argv[1:]
+if cluster:
+    hosts.initialize(cluster[0], 2, int(cluster[1]))
+first, asked = jax.process_index() == 0, []
+sent = hosts.broadcast_text(chr(233) * 2000 if first else "of another length")
+delays = itertools.cycle((0.4, 0.0, 0.2))
+
+def answer(delay, number, text):
+    time.sleep(delay)
+    return f" {number} has {len(text)} " if number % 3 else " has " * 300
+
+def reply(number, text):
+    asked.append(number)
+    return pool.submit(answer, next(delays), number, text) if number != 4 else None
+
+config, execution = preset("tiny", vocab_size=420, init_scale=0.3, max_length=512)
+params = init_params(config, jax.random.key(0))
+model = Model(config, execution, params, load_tokenizer(tokenizer), "short")
+prompts = ["Tom", "Mia has 3 apples.", "How many", "a", "b", "12 + 3", "c", "d", "e", "f"]
+with concurrent.futures.ThreadPoolExecutor(4) as pool:
+    generator = TextGenerator(System.of([model], ["one"]), slots=4, mesh=make_mesh(mesh))
+    answers = sorted(generator(prompts, 24, turns=Turns(".", reply, most=2)))
+print(json.dumps({"sent": sent, "answers": answers, "asked": sorted(asked)}))
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_go_on_after_the_replies_of_the_first_as_one_process_does(model_file):
+    address = coordinator()
+    arguments = ("-c", TURNS, str(model_file), MESH)
+    ended = finish(
+        *(start(*arguments, address, str(i)) for i in range(2)),
+        start(*arguments, devices=8),
+        timeout=400,
+    )
+    for status, _, stderr in ended:
+        assert status == 0, stderr
+    first, second, one = (json.loads(stdout.splitlines()[-1]) for _, stdout, _ in ended)
+    assert first["answers"] == second["answers"] == one["answers"]
+    assert first["asked"] == one["asked"] and second["asked"] == []
+    assert 4 in one["asked"] and len(one["asked"]) > len(set(one["asked"])) > 4
+    assert first["sent"] == second["sent"] == "é" * 2000
+
+
 @pytest.mark.slow
 def test_a_process_that_never_starts_is_named_by_all_that_wait(tmp_path):
     flags = ["--join_timeout_s=10", f"--workdir={tmp_path}", "--processes=3"]
