@@ -16,6 +16,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import pytest
 
 from qalign_jax.data.tokenizer import load_tokenizer, train_sentencepiece
+from qalign_jax.sandbox.pool import Sandbox
 from tests.files import QUESTIONS
 
 
@@ -38,6 +39,17 @@ def real_data() -> pathlib.Path:
     if not path.is_dir():
         pytest.skip(f"no real data: set QALIGN_TEST_DATA ({path} is not a folder)")
     return path
+
+
+@pytest.fixture(scope="session")
+def bubblewrap():
+    """For tests that start sandboxes: where none starts, CI fails and other machines skip."""
+    try:
+        Sandbox(1).close()
+    except ValueError as error:
+        if os.environ.get("CI"):
+            raise
+        pytest.skip(str(error))
 
 
 @pytest.fixture(scope="session")

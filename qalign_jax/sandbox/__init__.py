@@ -1,0 +1,1 @@
+"""Model-written code, run where it can do no harm."""
