@@ -1,5 +1,6 @@
 """The report: one self-contained HTML page from the files of a run's stages."""
 
+import base64
 import json
 import os
 from typing import Any
@@ -9,6 +10,15 @@ from etils import epath
 
 from qalign_jax import files
 from qalign_jax.reporting import tables
+
+_CONSISTENCY = ("language", "prediction")
+_CAPTIONS = {
+    "space": "Hidden states of the same questions, means over a question's tokens, in two "
+    "principal components of each system",
+    "layers": "By layer: how much nearer translations are than other questions, how often they "
+    "are found, and the share of variance between languages",
+    "curve": "Accuracy against the question pairs of stage I",
+}
 
 
 def write(workdir: str | os.PathLike) -> epath.Path:
@@ -27,7 +37,8 @@ def write(workdir: str | os.PathLike) -> epath.Path:
     stages = [_stage(workdir / name) for name in _stage_names(workdir, config)]
     trained = [stage for stage in stages if stage["training"] or stage["packing"]]
     evaluated = [stage for stage in stages if stage["systems"]]
-    if not (config or trained or evaluated):
+    analysed = [stage for stage in stages if stage["pictures"]]
+    if not (config or trained or evaluated or analysed):
         raise ValueError(
             f"{workdir} holds no config.json, results.json or metrics.jsonl; give a run's workdir"
         )
@@ -40,7 +51,10 @@ def write(workdir: str | os.PathLike) -> epath.Path:
     )
     page = environment.get_template("page.html.jinja").render(
         title=(config or {}).get("name") or workdir.name,
+        fast=(config or {}).get("fast", False),
+        captions=_CAPTIONS,
         evaluated=evaluated,
+        analysed=analysed,
         trained=trained,
         notes=_notes(config),
         config=json.dumps(config, indent=2, ensure_ascii=False) if config else "",
@@ -60,17 +74,43 @@ def _stage_names(workdir: epath.Path, config: Any) -> list[str]:
 def _stage(folder: epath.Path) -> dict[str, Any]:
     results = _json(folder / "results.json") or {}
     systems = results.get("systems") or {}
-    paired = zip(tables.tables(systems), tables.tables(systems, "sound"), strict=True)
+    found: dict[str, list[tuple[str, tables.Table]]] = {}
+    for reader, title in tables.READERS.items():
+        for table in tables.tables(systems, reader):
+            found.setdefault(table.benchmark, []).append((title, table))
     return {
         "name": folder.name,
         "systems": systems,
-        "tables": [
-            {"benchmark": paper.benchmark, "readers": [("paper", paper), ("sound", sound)]}
-            for paper, sound in paired
-        ],
+        "tables": found,
+        "comparisons": tables.comparisons(systems),
+        "details": {benchmark: _details(systems, benchmark) for benchmark in found},
+        "pictures": _pictures(folder),
         "training": _training(folder / "metrics.jsonl"),
         "packing": _json(folder / "packing.json"),
     }
+
+
+def _details(systems: dict[str, Any], benchmark: str) -> list[dict[str, Any]]:
+    """Consistency and executions of the systems that have some."""
+    rows = []
+    for system, results in systems.items():
+        result = results.get(benchmark, {})
+        consistency = result.get("consistency", {})
+        statuses = result.get("executions", {}).items()
+        row = {
+            "system": system,
+            "executed": ", ".join(f"{status} {share:.0f}" for status, share in statuses),
+            **{key: consistency.get(key, {}).get("non_english") for key in _CONSISTENCY},
+        }
+        if row["executed"] or consistency:
+            rows.append(row)
+    return rows
+
+
+def _pictures(folder: epath.Path) -> list[tuple[str, str]]:
+    """Name and base64 text of the PNG files that an analysis left."""
+    paths = sorted(path for path in folder.iterdir() if path.suffix == ".png")
+    return [(path.stem, base64.b64encode(path.read_bytes()).decode()) for path in paths]
 
 
 def _training(path: epath.Path) -> dict[str, Any] | None:

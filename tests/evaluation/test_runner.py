@@ -29,7 +29,7 @@ class Answering:
     def __init__(self, stop_after=None):
         self.prompts, self.limit, self.stop_after = [], None, stop_after
 
-    def __call__(self, prompts, max_new_tokens):
+    def __call__(self, prompts, max_new_tokens, turns=None):
         self.prompts, self.limit = list(prompts), max_new_tokens
         for done, (index, prompt) in enumerate(reversed(list(enumerate(prompts)))):
             if done == self.stop_after:
@@ -49,7 +49,7 @@ def run(directory, generate, problems=None, settings=SETTINGS, **more):
         directory,
         settings,
         **more,
-    )
+    ).result
 
 
 def rows(directory, language):
@@ -60,12 +60,15 @@ def rows(directory, language):
 def test_scores_have_each_language_both_means_and_both_readers(tmp_path):
     generate = Answering()
     result = run(tmp_path, generate)
-    assert result == {
-        "de": 100.0,
-        "en": 100.0,
-        "average": 100.0,
-        "non_english": 100.0,
+    everything = {"de": 100.0, "en": 100.0, "average": 100.0, "non_english": 100.0}
+    in_english = {"de": 0.0, "en": 100.0, "average": 50.0, "non_english": 0.0}
+    assert result == everything | {
+        "intervals": {name: [51.01, 100.0] for name in everything},
         "sound": {"de": 50.0, "en": 100.0, "average": 75.0, "non_english": 50.0},
+        "consistency": {
+            "prediction": {"de": 100.0, "non_english": 100.0},
+            "language": in_english,
+        },
     }
     assert generate.limit == 600
     assert len(generate.prompts) == 8  # one stream for all languages
@@ -220,3 +223,51 @@ def test_a_generator_that_leaves_a_prompt_unanswered_is_an_error(tmp_path):
         run(tmp_path, lambda prompts, limit: iter(()))
     with pytest.raises(RuntimeError, match="answered prompt 0 twice"):
         run(tmp_path, lambda prompts, limit: iter([(0, "1", [5]), (0, "1", [5])]))
+
+
+class Choosing:
+    """Generates "B" for German and "A" for other questions; finds the second choice likelier."""
+
+    def __init__(self, stop_after=None):
+        self.weighed, self.stop_after = [], stop_after
+
+    def __call__(self, prompts, max_new_tokens):
+        for index, prompt in enumerate(prompts):
+            yield index, "B" if "de?" in prompt else "A", [5]
+
+    def log_likelihoods(self, prompts, choices):
+        self.weighed = list(prompts)
+        for index, row in enumerate(choices):
+            if index == self.stop_after:
+                raise KeyboardInterrupt
+            yield index, [-2.0, -1.0, *[-3.0] * (len(row) - 2)]
+
+
+def choose(directory, generate):
+    problems = [
+        problem | {"answer": "A", "choices": ["A", "B", "C"]} for problem in problems_of(count=2)
+    ]
+    benchmark = benchmarks.get("xcsqa")
+    return evaluate("s", benchmark, problems, generate, "short", directory, SETTINGS).result
+
+
+def test_multiple_choice_is_scored_as_generated_and_by_likelihood(tmp_path):
+    result = choose(tmp_path, Choosing())
+    assert {key: result[key] for key in ("de", "en", "average")} == {
+        "de": 0.0, "en": 100.0, "average": 50.0,
+    }  # fmt: skip
+    assert result["likelihood"]["average"] == result["likelihood_per_character"]["average"] == 0.0
+    assert result["consistency"] == {"prediction": {"de": 0.0, "non_english": 0.0}}
+    lines = (tmp_path / "s" / "xcsqa" / "likelihood" / "de.jsonl").read_text().splitlines()
+    first = json.loads(lines[1])
+    assert first["log_likelihoods"] == [-2.0, -1.0, -3.0] and first["prediction"] == "B"
+
+
+@pytest.mark.parametrize("stop_after", [0, 3])
+def test_interrupted_likelihoods_go_on_where_they_stopped(tmp_path, stop_after):
+    whole = choose(tmp_path / "whole", Choosing())
+    with pytest.raises(KeyboardInterrupt):
+        choose(tmp_path / "cut", Choosing(stop_after))
+    resumed = Choosing()
+    assert choose(tmp_path / "cut", resumed) == whole
+    assert len(resumed.weighed) == 4 - stop_after

@@ -40,8 +40,14 @@ def test_the_last_line_is_the_scores_and_the_table_goes_to_stderr(tmp_path):
         "n": 4,
         "accuracy": {"de": 50.0, "en": 100.0, "average": 75.0, "non_english": 50.0},
         "sound": {"de": 50.0, "en": 50.0, "average": 50.0, "non_english": 50.0},
+        "intervals": {
+            "de": [9.45, 90.55],
+            "en": [34.24, 100.0],
+            "average": [50.0, 100.0],
+            "non_english": [0.0, 100.0],
+        },
     }
-    assert "paper's reader" in done.stderr and "non-English" in done.stderr
+    assert "published reader" in done.stderr and "non-English" in done.stderr
 
 
 def test_a_mistake_is_one_line_and_status_2(tmp_path):
@@ -104,6 +110,20 @@ def test_a_runs_own_answer_file_scores_as_the_run_did(tmp_path):
         "short",
         tmp_path,
         {},
-    )
+    ).result
     scored = score("mgsm", tmp_path / "s" / "mgsm" / "de.jsonl")
     assert scored["accuracy"]["average"] == result["average"] == 33.33
+
+
+def test_choices_are_the_lines_own_or_the_benchmarks(tmp_path):
+    lines = [
+        {"output": "neutral", "answer": "neutral", "language": "de"},
+        {"output": "It is neutral.", "answer": "neutral", "language": "en"},
+        {"output": "yes", "answer": "yes", "language": "en", "choices": ["yes", "no"]},
+    ]
+    scored = score("xnli", write(tmp_path / "p.jsonl", lines))
+    assert (scored["accuracy"]["en"], scored["sound"]["en"]) == (50.0, 100.0)
+    for choices, message in (("AB", "must be a list"), (["A"], "'C' is none of the choices")):
+        path = write(tmp_path / "q.jsonl", [{"output": "C", "answer": "C", "choices": choices}])
+        with pytest.raises(ValueError, match=f"q.jsonl:1: .*{message}"):
+            score("xcsqa", path)

@@ -122,3 +122,42 @@ def test_the_command_writes_the_page_again(workdir):
     result = json.loads(done.stdout.splitlines()[-1])
     assert result == {"workdir": str(workdir), "report": str(workdir / "report.html")}
     assert (workdir / "report.html").is_file()
+
+
+COMPARED = {
+    "ralign": {"mgsm": {"de": 35.4, "average": 35.4, "intervals": {"average": [29.7, 41.5]}}},
+    "qalign": {
+        "mgsm": {
+            "de": 47.6,
+            "average": 47.6,
+            "intervals": {"de": [41.5, 53.8], "average": [41.5, 53.8]},
+            "consistency": {"language": {"non_english": 9.7}, "prediction": {"non_english": 51.5}},
+            "executions": {"error": 12.0, "ok": 88.0},
+            "versus": {
+                "baseline": "ralign",
+                "de": {"difference": 12.2, "p": 0.001, "p_holm": 0.002},
+                "average": {"difference": 12.2, "interval": [6.1, 18.3], "p": 0.0004},
+            },
+        }
+    },
+}
+
+
+def test_means_stand_with_intervals_and_their_difference_to_the_baseline():
+    text = tables.text(COMPARED)
+    assert "qalign, average      47.6  41.5 to 53.8        +12.2  +6.1 to +18.3  0.0004" in text
+    [table] = tables.tables(COMPARED)
+    assert table.marks == (("", ""), ("*", "*")) and table.intervals[1][0] == [41.5, 53.8]
+
+
+def test_the_page_shows_intervals_comparisons_consistency_and_pictures(workdir):
+    (workdir / "evaluation" / "results.json").write_text(json.dumps({"systems": COMPARED}))
+    (workdir / "representations").mkdir()
+    (workdir / "representations" / "space.png").write_bytes(b"picture")
+    config = json.loads((workdir / "config.json").read_text()) | {"fast": True}
+    (workdir / "config.json").write_text(json.dumps(config))
+    text = page.write(workdir).read_text()
+    assert "47.6*<small>42–54</small>" in text and "+6.1 to +18.3" in text
+    assert "error 12, ok 88" in text and ">9.7<" in text and ">51.5<" in text
+    assert 'src="data:image/png;base64,cGljdHVyZQ=="' in text and "principal" in text
+    assert "its figures mean nothing" in text
