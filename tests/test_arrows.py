@@ -10,12 +10,13 @@ ROOT = pathlib.Path(qalign_jax.__file__).parent
 COMMANDS = {"run", "prepare", "convert", "fits", "generate", "score", "report"}
 # From the lowest floor up; folders and files of one floor do not import from each other.
 FLOORS = (
-    {"files", "settings", "progress"},
+    {"files", "settings", "progress", "sandbox"},
     {"parallel"},
     {"data", "models"},
     {"checkpoints"},
     {"training", "decoding"},
     {"evaluation"},
+    {"analysis"},
     {"ahead", "reporting"},
     {"recipe"},
     {"api", "cli", "configs"},

@@ -1,6 +1,7 @@
 """The parts that recipes are made of, with every default."""
 
 import dataclasses
+from collections.abc import Sequence
 
 from ml_collections import ConfigDict, FieldReference
 
@@ -12,17 +13,30 @@ from qalign_jax.recipe.stages.evaluate import SystemConfig
 Value = str | FieldReference  # a key's value, or a reference to another key
 
 
-def parse_arg(arg: str) -> tuple[str, str]:
-    """A recipe's argument, `llama2_70b` or `llama2_70b,v5p-128`: a preset, and a slice or "".
+def parse_arg(arg: str) -> tuple[str, str, list[str]]:
+    """A recipe's argument, such as `llama2_70b,v5p-128`: a preset, a slice or "", other words.
 
     The slice comes back by its shape (v5p:4x4x4), whichever of its names was given.
 
     Raises:
       ValueError: a preset or a slice that does not exist.
     """
-    model, comma, where = arg.partition(",")
+    model, *others = arg.split(",")
     preset(model)
-    return model, parse_slice(where).name if comma else ""
+    words = [word for word in others if word.isalpha()]
+    found = [parse_slice(word).name for word in others if word not in words]
+    if len(found) > 1:
+        raise ValueError(f"{arg!r} names {len(found)} slices; give one at most")
+    return model, "".join(found), words
+
+
+def check_words(words: Sequence[str], known: Sequence[str] = ()) -> None:
+    """Raises a ValueError for words in a recipe's argument that it does not know."""
+    if unknown := sorted(set(words) - set(known)):
+        raise ValueError(
+            f"the recipe's argument has {unknown[0]!r}; behind the model stand a TPU slice and "
+            f"{', '.join(known) or 'no other word'}"
+        )
 
 
 def recipe(name: str, stages: tuple[str, ...], **changes) -> ConfigDict:
@@ -81,10 +95,13 @@ def system(model: Value, expert: Value = "", antiexpert: Value = "", **changes) 
 def benchmark(path: Value = "", **options) -> ConfigDict:
     """A benchmark: its files and languages.
 
-    `limit` is of problems a language (0: all), `max_new_tokens` 0 the benchmark's own; other
-    options go to its data set.
+    `limit` is of problems a language (0: all), `split` one of the benchmark's. `max_new_tokens` 0
+    and `protocol` "" are its own (code: solutions whose code is run). Other options go to its
+    data set.
     """
-    config = ConfigDict({"languages": (), "limit": 0, "max_new_tokens": 0})
+    config = ConfigDict(
+        {"languages": (), "split": "", "limit": 0, "max_new_tokens": 0, "protocol": ""}
+    )
     config.path = path
     config.update(options)
     return config
@@ -95,6 +112,24 @@ def evaluation(
 ) -> ConfigDict:
     """Scores every system on every benchmark, greedy, bf16, as the paper does."""
     return stage("evaluate", systems=systems, benchmarks=benchmarks, **changes)
+
+
+def representations(
+    systems: dict[str, Value], benchmark: str, questions: ConfigDict, **changes
+) -> ConfigDict:
+    """Compares hidden states of a benchmark's questions; `systems` is name -> its weights."""
+    values = {"systems": systems, "benchmark": benchmark, "questions": questions, **changes}
+    return stage("representations", **values)
+
+
+def reasoning(evaluation: Value, **changes) -> ConfigDict:
+    """Compares an evaluation's solutions with the English ones."""
+    return stage("reasoning", evaluation=evaluation, **changes)
+
+
+def data_scale(evaluation: Value, systems: dict[str, Value | int], **changes) -> ConfigDict:
+    """Accuracy against question pairs; `systems` is name -> a number, or the training stage."""
+    return stage("data_scale", evaluation=evaluation, systems=systems, **changes)
 
 
 def _config(class_, keys: list[str], values: dict, **first) -> ConfigDict:

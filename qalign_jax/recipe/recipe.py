@@ -63,7 +63,7 @@ class Recipe:
             began = time.monotonic()
             summary = dict(stage.run(self.shared) or {})
             summary["seconds"] = round(time.monotonic() - began, 1)
-            self.workdir.finish(stage.name, stage.settings(), summary)
+            self.workdir.finish(stage.name, stage.settings(), summary, self._read_by(stage))
             logging.info("%s: done in %.0f s", stage.name, summary["seconds"])
         hosts.barrier("all stages")
         return {
@@ -94,6 +94,12 @@ class Recipe:
     def is_done(self, stage: Stage) -> bool:
         """Whether the stage is finished, with its present settings; else it runs again."""
         return self.workdir.is_done(stage.name, stage.settings())
+
+    def _read_by(self, stage: Stage) -> list[str]:
+        """The stages whose results it sums up; weights have records that say more."""
+        if stage.starts_from:
+            return []
+        return sorted({source.name for source in stage.sources()} & self.stages.keys())
 
     def _open_stages(self) -> list[Stage]:
         return [s for s in self.chosen if s.USES_DEVICES and not self.is_done(s)]

@@ -1,5 +1,6 @@
 """The folder of a run: a folder a stage, with records of the stage's settings."""
 
+import hashlib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -16,7 +17,7 @@ class Workdir:
 
     The folder of a training stage holds `stage.json`, the settings and sources of its weights: a
     run that differs there is refused. A finished stage of any kind has `done.json`: it runs again
-    where its settings differ.
+    where its settings differ, or a stage that it reads from has run again.
     """
 
     def __init__(self, path):
@@ -31,16 +32,33 @@ class Workdir:
             files.write_json(self.path / name, content)
 
     def is_done(self, name: str, settings: Mapping[str, Any]) -> bool:
-        """Whether a stage was finished with these settings."""
+        """Whether a stage was finished with these settings, and no source has run again since."""
         file = self.path / name / "done.json"
         if not file.exists():
             return False
         done = files.read_object(file, "delete it and start the same command again")
-        return done.get(SETTINGS) == settings
+        again = [
+            source
+            for source, ended in done.get("after", {}).items()
+            if (now := self._ended(source)) and now != ended
+        ]
+        return done.get(SETTINGS) == settings and not again
 
-    def finish(self, name: str, settings: Mapping[str, Any], summary: Mapping[str, Any]) -> None:
-        """Writes done.json."""
-        self.write_json(f"{name}/done.json", {SETTINGS: settings, **summary})
+    def finish(
+        self,
+        name: str,
+        settings: Mapping[str, Any],
+        summary: Mapping[str, Any],
+        sources: Iterable[str],
+    ) -> None:
+        """Writes done.json; `sources` are the stages that the stage has read from."""
+        after = {source: self._ended(source) for source in sources}
+        self.write_json(f"{name}/done.json", {SETTINGS: settings, "after": after, **summary})
+
+    def _ended(self, name: str) -> str:
+        """Changes whenever the stage has run again; "" while it has not finished."""
+        file = self.path / name / "done.json"
+        return hashlib.sha256(file.read_bytes()).hexdigest()[:16] if file.exists() else ""
 
     def check_settings(self, name: str, settings: Mapping[str, Any]) -> None:
         """Raises a ValueError where the stage has a record of other settings."""
@@ -64,8 +82,9 @@ class Workdir:
         for name in names:
             if (file := self.path / name / "results.json").exists():
                 remedy = "delete it and done.json beside it, and start the same command again"
-                systems = files.read_object(file, remedy).get("systems")
-                if not isinstance(systems, dict):
+                content = files.read_object(file, remedy)
+                systems = content.get("systems", {})  # an analysis has none
+                if not content or not isinstance(systems, dict):
                     raise ValueError(f"{file}: no object of systems; {remedy}")
                 found |= systems
         return found

@@ -162,6 +162,20 @@ def test_a_stage_whose_parent_was_trained_again_is_refused(finished, tmp_path, t
     Recipe(config, workdir, ["tuned"]).run()
 
 
+def test_a_stage_that_reads_from_another_runs_again_when_that_has(finished, tmp_path, tmp):
+    workdir, config = tmp_path / "again", make_config(tmp)
+    shutil.copytree(finished[0], workdir)
+    config.reasoning = parts.reasoning("evaluation")
+    config.stages = (*config.stages, "reasoning")
+    recipe = Recipe(config, workdir)
+    recipe.run()
+    assert recipe.is_done(recipe.stages["reasoning"])
+    (workdir / "evaluation" / "done.json").unlink()
+    assert recipe.is_done(recipe.stages["reasoning"])  # there is nothing new
+    Recipe(config, workdir, ["evaluation"]).run()
+    assert not recipe.is_done(recipe.stages["reasoning"])
+
+
 def test_a_system_added_later_is_scored_beside_the_earlier_ones(finished, tmp):
     workdir, outcome = finished
     config = make_config(tmp)
@@ -270,7 +284,7 @@ def test_a_recipe_that_cannot_run_says_why_before_any_work(change, message, tmp)
     [
         ("init", "/nowhere/llama", "neither a stage"),
         ("remat", "some", "one of full"),
-        ("kind", "training", "evaluate, tokenizer, train, or a module"),
+        ("kind", "training", "representations, tokenizer, train, or a module"),
     ],
 )
 def test_a_stage_that_cannot_run_says_why_before_any_work(key, value, message, tmp):

@@ -89,7 +89,7 @@ def test_a_system_is_compiled_with_the_stages_dtype_and_room_for_the_longest_ans
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("kind", "evaluat", "kind='evaluat'; it is one of evaluate, tokenizer, train, or"),
+        ("kind", "evaluat", "kind='evaluat'; it is one of data_scale, evaluate, reasoning, rep"),
         ("kind", "no_package.stage", "kind='no_package.stage'; it is one of"),
         ("kind", "tests.files", "kind='tests.files'; it is one of"),
         ("kind", "base", "kind='base'; it is one of"),
@@ -305,3 +305,50 @@ def test_fingerprints_of_weights_change_with_their_record(directories):
     found = [run.weights.resolve(Source(str(path))).fingerprint() for path in (own, odd, own)]
     assert found[0] == found[2] != found[1] and found[0].startswith(f"{own} ")
     assert run.weights.resolve(Source("random", "tiny")).fingerprint() == "random tiny 1234"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"protocol": "choice"}, "scored.benchmarks.word_problems: .*problem .*without choices"),
+        ({"languages": ("de", "de")}, "names one twice"),
+        ({"split": "dev"}, "word_problems has no splits"),
+    ],
+)
+def test_what_cannot_be_judged_is_refused_before_anything_is_trained(
+    config, tmp_path, model_file, changes, message
+):
+    config.tokenizer, config.cache_dir = str(model_file), str(tmp_path / "cache")
+    questions = parts.benchmark(part="test", count=2, **changes)
+    config.scored.benchmarks = {"word_problems": questions}
+    stages, run = read(config, tmp_path / "run")
+    with pytest.raises(ValueError, match=message):
+        stages["scored"].prepare(run)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"sandbox": "docker"}, "sandbox='docker'; it is bubblewrap or none"),
+        ({"baseline": "nobody"}, "baseline='nobody' is none of its systems tuned"),
+    ],
+)
+def test_an_evaluation_of_unknown_words_is_refused(config, changes, message):
+    config.scored.update(changes)
+    with pytest.raises(ValueError, match=message):
+        read_stages(config)
+    config.scored.update({"sandbox": "none", "baseline": "tuned"})
+    config.scored.benchmarks.mgsm.protocol = "nonsense"
+    with pytest.raises(ValueError, match="unknown protocol 'nonsense'; it is one of choice, code"):
+        read_stages(config)
+
+
+def test_without_bubblewrap_code_is_refused_before_the_problems_are_read(
+    config, tmp_path, model_file, monkeypatch
+):
+    config.tokenizer = str(model_file)
+    config.scored.benchmarks.mgsm.protocol = "code"
+    monkeypatch.setenv("PATH", str(tmp_path))
+    stages, run = read(config, tmp_path / "run")
+    with pytest.raises(ValueError, match="bubblewrap"):
+        stages["scored"].prepare(run)

@@ -1,5 +1,7 @@
 """Scores systems on benchmarks, greedy, as the paper does."""
 
+import collections
+import contextlib
 import dataclasses
 import functools
 import math
@@ -10,10 +12,13 @@ from typing import Any, ClassVar
 import jax
 
 from qalign_jax.ahead.jobs import DecodingJob, Workload
-from qalign_jax.data.datasets import load_examples
+from qalign_jax.data.examples import load_examples
 from qalign_jax.decoding.system import System, TextGenerator, check_tokenizers
 from qalign_jax.evaluation import benchmarks, records, runner, statistics
+from qalign_jax.evaluation.benchmarks import Benchmark
+from qalign_jax.evaluation.execution import TURNS, Execution
 from qalign_jax.evaluation.numbers_only import numbers_only
+from qalign_jax.evaluation.protocols import code
 from qalign_jax.models.llama import Llama
 from qalign_jax.parallel.mesh import make_mesh
 from qalign_jax.recipe.stages.base import Run, Stage
@@ -51,6 +56,9 @@ class Evaluate(Stage):
     benchmarks: Mapping[str, Any]  # name -> its files and options (parts.benchmark)
     dtype: str = "bfloat16"
     slots: int = 64  # rows decoded at once
+    baseline: str = ""  # the system that the others are compared with
+    # where the code of answers runs: bubblewrap, or none, where code is not run at all
+    sandbox: str = "bubblewrap"
     mesh: str = ""  # "" is the recipe's; a decode step reads every weight, so tensor pays here
     # training problems for a reader that sees no words
     numbers_only: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -65,8 +73,15 @@ class Evaluate(Stage):
             raise ValueError(f"{self.name}: dtype={self.dtype!r}; it is float32 or bfloat16")
         if self.slots < 1:
             raise ValueError(f"{self.name}: slots={self.slots}; expected at least 1")
+        if self.sandbox not in ("bubblewrap", "none"):
+            raise ValueError(f"{self.name}: sandbox={self.sandbox!r}; it is bubblewrap or none")
+        if self.baseline not in ("", *self.systems):
+            raise ValueError(
+                f"{self.name}: baseline={self.baseline!r} is none of its systems "
+                f"{', '.join(self.systems)}"
+            )
         for benchmark, options in self.benchmarks.items():
-            benchmarks.get(benchmark)
+            self._benchmark(benchmark)
             if options["max_new_tokens"] < 0:
                 raise ValueError(
                     f"{self.name}.benchmarks.{benchmark}: "
@@ -89,20 +104,28 @@ class Evaluate(Stage):
         return weights + tokenizer
 
     def prepare(self, run: Run) -> None:
-        """Reads the problems; compares the tokenizers of each system."""
+        """Tries the sandbox; reads and checks the problems; compares each system's tokenizers."""
+        if self._executes and jax.process_index() == 0:
+            Execution(workers=1).close()  # raises where it does not run
         for system in self._systems.values():
             weights = _weights(run, system)
             names = [source.name for source in system.sources()]
             check_tokenizers(names, [each.tokenizer() for each in weights])
-        self._problems(run)
+        for name, problems in self._problems(run).items():
+            try:
+                runner.check_problems(self._benchmark(name), problems)
+            except ValueError as error:
+                raise ValueError(f"{self.name}.benchmarks.{name}: {error}") from None
         if self.numbers_only:
             load_examples(self.numbers_only, run.data_dir)
 
     def jobs(self, run: Run, workload: Workload) -> dict[str, DecodingJob]:
-        new = max(
-            options["max_new_tokens"] or benchmarks.get(name).max_new_tokens
-            for name, options in self.benchmarks.items()
-        )
+        new = 0
+        for name, options in self.benchmarks.items():
+            benchmark = self._benchmark(name)
+            limit = options["max_new_tokens"] or benchmark.max_new_tokens
+            executed = self._executes and benchmark.protocol is code
+            new = max(new, TURNS.room(limit) if executed else limit)
         jobs = {}
         for name, system in self._systems.items():
             cards = [weights.card() for weights in _weights(run, system)]
@@ -117,26 +140,50 @@ class Evaluate(Stage):
 
     def run(self, run: Run) -> dict[str, Any]:
         folder, problems = run.workdir / self.name, self._problems(run)
-        results: dict[str, dict[str, Any]] = {}
-        for name, system in self._systems.items():
-            generate = _LazyGenerator(self, run, system)
-            results[name] = {}
-            for benchmark, asked in problems.items():
-                results[name][benchmark] = runner.evaluate(
-                    name, benchmarks.get(benchmark), asked, generate, self.template, folder,
-                    generate.settings, self.benchmarks[benchmark]["max_new_tokens"],
-                )  # fmt: skip
+        results: dict[str, dict[str, Any]] = collections.defaultdict(dict)
+        correct: dict[tuple[str, str], Any] = {}
+        with contextlib.ExitStack() as stack:
+            execution = stack.enter_context(Execution()) if self._executes else None
+            for name, system in self._systems.items():
+                generate = _LazyGenerator(self, run, system)
+                for benchmark, asked in problems.items():
+                    judged = self._benchmark(benchmark)
+                    scores = runner.evaluate(
+                        name, judged, asked, generate, self.template, folder, generate.settings,
+                        self.benchmarks[benchmark]["max_new_tokens"],
+                        execution if judged.protocol is code else None,
+                    )  # fmt: skip
+                    results[name][benchmark] = scores.result
+                    correct[name, benchmark] = scores.correct
+        if jax.process_index() == 0:
+            self._compare(results, correct)
         if self.numbers_only:
             seen = load_examples(self.numbers_only, run.data_dir)
             results[NUMBERS] = {
                 benchmark: statistics.accuracies(
-                    numbers_only(seen, asked), benchmarks.get(benchmark).averaged
+                    numbers_only(seen, asked), self._benchmark(benchmark).averaged
                 )
                 for benchmark, asked in problems.items()
             }
         if jax.process_index() == 0:
             records.save_results(folder / "results.json", results)
         return {"systems": list(results)}
+
+    def _benchmark(self, name: str) -> Benchmark:
+        return benchmarks.get(name, self.benchmarks[name]["protocol"])
+
+    @property
+    def _executes(self) -> bool:
+        protocols = [self._benchmark(name).protocol for name in self.benchmarks]
+        return self.sandbox != "none" and code in protocols
+
+    def _compare(self, results: Mapping[str, Any], correct: Mapping[Any, Any]) -> None:
+        """Adds `versus`, the comparison with the baseline, to every other system's results."""
+        for (name, benchmark), answers in correct.items():
+            if self.baseline and name != self.baseline:
+                averaged = self._benchmark(benchmark).averaged
+                found = statistics.compare(answers, correct[self.baseline, benchmark], averaged)
+                results[name][benchmark]["versus"] = {"baseline": self.baseline, **found}
 
     @property
     def _systems(self) -> dict[str, SystemConfig]:
@@ -147,12 +194,11 @@ class Evaluate(Stage):
                 raise ValueError(f"{self.name}.systems.{name}: {what} {wrong[0]!r}")
         return {name: SystemConfig(**system) for name, system in self.systems.items()}
 
-    def _problems(self, run: Run) -> dict[str, list[dict[str, str]]]:
-        found = {}
-        for name, options in self.benchmarks.items():
-            where = {key: value for key, value in options.items() if key != "max_new_tokens"}
-            found[name] = benchmarks.get(name).load(run.data_dir, **where)
-        return found
+    def _problems(self, run: Run) -> dict[str, list[dict[str, Any]]]:
+        return {
+            name: benchmarks.load_problems(name, options, run.data_dir)
+            for name, options in self.benchmarks.items()
+        }
 
 
 def _weights(run: Run, system: SystemConfig) -> list[Weights]:
@@ -180,10 +226,11 @@ class _LazyGenerator:
         system = System.of(models, names, self._system.alpha)
         return TextGenerator(system, mesh=mesh, slots=self._stage.slots)
 
-    def __call__(
-        self, prompts: list[str], max_new_tokens: int
-    ) -> Iterator[tuple[int, str, Sequence[int]]]:
-        return self._generator(prompts, max_new_tokens)
+    def __call__(self, *args, **options) -> Iterator[tuple[int, str, Sequence[int]]]:
+        return self._generator(*args, **options)
+
+    def log_likelihoods(self, prompts, choices) -> Iterator[tuple[int, list[float]]]:
+        return self._generator.log_likelihoods(prompts, choices)
 
 
 STAGE = Evaluate

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import jax
 
 from qalign_jax.data import prompts
-from qalign_jax.data.datasets import load_examples
+from qalign_jax.data.examples import load_examples
 from qalign_jax.data.tokenizer import train_sentencepiece
 from qalign_jax.recipe.stages.base import Run, Stage
 

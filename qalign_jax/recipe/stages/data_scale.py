@@ -1,0 +1,76 @@
+"""Puts an evaluation's accuracies against the question pairs that its systems have seen."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+from etils import epath
+
+from qalign_jax import files
+from qalign_jax.analysis import data_scale, plots
+from qalign_jax.recipe.stages.base import Run, Stage
+from qalign_jax.recipe.weights import Source
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DataScale(Stage):
+    """Accuracy against data scale; writes results.json and curve.png."""
+
+    evaluation: str  # the stage that scored the systems, or an evaluation's folder
+    # system -> its pairs: a number, 0 for one without stage I, or the training stage of which all
+    # examples are pairs
+    systems: Mapping[str, int | str]
+
+    def check(self) -> None:
+        if not self.systems:
+            raise ValueError(f"{self.name}: no systems to compare")
+        for system, pairs in self.systems.items():
+            if isinstance(pairs, int) and pairs < 0:
+                raise ValueError(f"{self.name}.systems.{system}: {pairs} pairs; expected 0 or more")
+        if not any(self.systems.values()):
+            raise ValueError(f"{self.name}: none of the systems was trained on pairs")
+
+    def sources(self) -> list[Source]:
+        stages = [pairs for pairs in self.systems.values() if isinstance(pairs, str)]
+        return [Source(name) for name in (self.evaluation, *stages)]
+
+    def run(self, run: Run) -> dict[str, Any]:
+        if jax.process_index():
+            return {}
+        results = evaluated(self.name, run.weights.path(self.evaluation))
+        pairs = {
+            system: self._count(run, given) if isinstance(given, str) else given
+            for system, given in self.systems.items()
+        }
+        try:
+            curves = data_scale.curves(results, pairs)
+        except ValueError as error:
+            raise ValueError(f"{self.name}: {error}") from None
+        run.workdir.write_json(f"{self.name}/results.json", {"data_scale": curves})
+        plots.data_scale(run.workdir / self.name / "curve.png", curves)
+        return {"pairs": pairs}
+
+    def _count(self, run: Run, stage: str) -> int:
+        file = run.weights.path(stage) / "packing.json"
+        if not file.exists():
+            raise ValueError(f"{self.name}: {file} is missing; {stage} has trained on no examples")
+        return files.read_object(file, f"train {stage} again")["examples"]
+
+
+def evaluated(stage: str, folder: epath.Path) -> dict[str, Any]:
+    """The systems of an evaluation's results.json, for a stage that reads them.
+
+    Raises:
+      ValueError: the folder is no evaluation's.
+    """
+    remedy = "name an evaluation that has run"
+    if not (file := folder / "results.json").exists():
+        raise ValueError(f"{stage}: {file} is missing; {remedy}")
+    systems = files.read_object(file, remedy).get("systems")
+    if not isinstance(systems, dict):
+        raise ValueError(f"{stage}: {file} has no systems; {remedy}")
+    return systems
+
+
+STAGE = DataScale
