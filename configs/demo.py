@@ -3,8 +3,12 @@
 python -m qalign_jax.run
 """
 
+import functools
+
 from ml_collections import ConfigDict
 
+from qalign_jax.configs import demo_choice, demo_code, demo_stages
+from qalign_jax.configs.demo_comparisons import COMPARISONS
 from qalign_jax.recipe import parts
 
 NOTES = (
@@ -16,41 +20,32 @@ NOTES = (
     "same in both stages, and stage II turns all languages at once from translating to solving.",
     "Numbers are small (at most 25), so that models of a million parameters learn to count.",
 )
-
-
-CONTROL = ("control", "control_response_alignment")
+OTHERS = {"code": demo_code.get_config, "choice": demo_choice.get_config}
 
 
 def get_config(arg: str = "") -> ConfigDict:
     """The recipe. `--config.fast=True` shortens every stage, to test the pipeline, not the method.
 
-    The argument `control` (--config=configs/demo.py:control) adds a system that trains as many
-    steps as stage I on text without pairs: the difference to `qalign` is the effect of the pairs.
+    An argument (--config=configs/demo.py:baselines) adds stages and systems to compare with:
+    control, baselines or data_scale (configs/demo_comparisons.py). `code` and `choice` give other
+    recipes: solutions that are programs (configs/demo_code.py), and multiple choice
+    (configs/demo_choice.py).
     """
-    if arg not in ("", "control"):
-        raise ValueError(f"the demo's argument is 'control' or nothing, not {arg!r}")
+    if arg in OTHERS:
+        return OTHERS[arg]()
+    if arg not in ("", *COMPARISONS):
+        known = ", ".join((*COMPARISONS, *OTHERS))
+        raise ValueError(f"the demo's argument is one of {known}; not {arg!r}")
     stages = (
         "vocabulary", "pretraining", "question_alignment", "response_alignment",
-        "response_alignment_only", *(CONTROL if arg else ()), "large_pretraining", "evaluation",
+        "response_alignment_only", "large_pretraining", "evaluation", "representations",
+        "reasoning",
     )  # fmt: skip
-    config = parts.recipe(
-        "demo", stages, seed=0, template="short", tokenizer="vocabulary", notes=NOTES
+    config = demo_stages.recipe("demo", stages, NOTES)
+    choose, training, problems = (
+        functools.partial(function, config)
+        for function in (demo_stages.choose, demo_stages.training, demo_stages.problems)
     )
-    config.mesh = "single"  # models this small gain nothing from a second device
-    config.fast = False
-    fast, seed = config.get_ref("fast").to_int(), config.get_ref("seed")
-
-    def choose(full: int, quick: int):
-        return fast * (quick - full) + full
-
-    def problems(part: str, count: int, **options) -> ConfigDict:
-        return parts.source("word_problems", part=part, count=count, seed=seed, **options)
-
-    def training(init: str, data: dict, steps: int, lr: float, **changes) -> ConfigDict:
-        return parts.training(
-            init, data, steps=choose(steps, steps // 30), lr=lr, length=144, rows=2, b2=0.98,
-            save_every=1000, **changes,
-        )  # fmt: skip
 
     documents = problems("pretraining", 24_000)
     pairs = problems("question_pairs", 10_000)
@@ -79,11 +74,6 @@ def get_config(arg: str = "") -> ConfigDict:
         "random", {"documents": problems("pretraining", 24_000, english=0.9)}, 1300, 3e-3,
         preset="demo_large",
     )  # fmt: skip
-    config.control = training(
-        "pretraining", {"unpaired": problems("control", 10_000), "replay": replay}, 2600, 2e-3
-    )
-    config.control_response_alignment = training("control", {"answers": answers}, 500, 1e-3)
-
     systems = {
         "base": parts.system("pretraining"),
         "ralign": parts.system("response_alignment_only"),
@@ -93,17 +83,22 @@ def get_config(arg: str = "") -> ConfigDict:
             "large_pretraining", expert="response_alignment", antiexpert="pretraining"
         ),
     }
-    if arg:
-        systems["control"] = parts.system("control_response_alignment")
+    questions = parts.benchmark(
+        part="test", count=choose(100, 10), seed=config.get_ref("seed"), max_new_tokens=64
+    )
     config.evaluation = parts.evaluation(
         systems,
-        benchmarks={
-            "word_problems": parts.benchmark(
-                part="test", count=choose(100, 10), seed=seed, max_new_tokens=64
-            )
-        },
+        benchmarks={"word_problems": questions},
         dtype="float32",
         slots=128,
+        baseline="ralign",
         numbers_only=answers,
     )
+    models = {name: systems[name].model for name in ("base", "ralign", "qalign")}
+    config.representations = parts.representations(
+        models | {"aligned": "question_alignment"}, "word_problems", questions, dtype="float32"
+    )
+    config.reasoning = parts.reasoning("evaluation")
+    if arg:
+        COMPARISONS[arg](config)
     return config

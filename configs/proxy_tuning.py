@@ -18,7 +18,8 @@ from qalign_jax.recipe import parts
 
 def get_config(arg: str = "llama2_13b") -> ConfigDict:
     """The large model alone, and steered."""
-    model, where = parts.parse_arg(arg)
+    model, where, words = parts.parse_arg(arg)
+    parts.check_words(words)
     config = parts.recipe("proxy_tuning_" + model, ("evaluation",))
     if where:
         config.mesh = slices.mesh_for(slices.STEERED_MESHES, model, where)

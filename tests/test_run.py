@@ -133,11 +133,25 @@ def test_the_demo_shortened_runs_through_all_its_stages(tmp_path):
     ended = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert ended.returncode == 0, ended.stderr
     outcome = json.loads(ended.stdout.splitlines()[-1])
-    assert set(outcome["stages"].values()) == {"done"} and len(outcome["stages"]) == 7
+    assert set(outcome["stages"].values()) == {"done"} and len(outcome["stages"]) == 9
     systems = {"base", "ralign", "qalign", "large", "large_proxy", "numbers_only"}
     assert outcome["systems"].keys() == systems
     assert "non_english" in outcome["systems"]["qalign"]["word_problems"]
     assert (tmp_path / outcome["report"]).read_text().count("large_proxy") > 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arg", ["code", "choice"])
+def test_the_demos_in_code_and_in_multiple_choice_run_shortened(arg, tmp_path, bubblewrap):
+    command = [sys.executable, "-m", "qalign_jax.run", f"--config=configs/demo.py:{arg}"]
+    command += ["--config.fast=True", f"--config.cache_dir={tmp_path / 'cache'}"]
+    ended = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert ended.returncode == 0, ended.stderr
+    outcome = json.loads(ended.stdout.splitlines()[-1])
+    assert set(outcome["stages"].values()) == {"done"}
+    [result] = outcome["systems"]["qalign"].values()
+    assert result["versus"]["baseline"] == "ralign"
+    assert ("likelihood" in result) == (arg == "choice")
 
 
 @pytest.mark.slow

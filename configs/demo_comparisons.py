@@ -1,0 +1,61 @@
+"""What the demo's arguments add to it: stages to compare with, and their systems."""
+
+import functools
+
+from ml_collections import ConfigDict
+
+from qalign_jax.configs import demo_stages, two_stages
+from qalign_jax.recipe import parts
+
+SHARES = (1, 5, 25)  # per cent of the pairs
+
+
+def control(config: ConfigDict) -> None:
+    """As many steps as stage I, on text without pairs: `qalign` less this is the pairs' effect."""
+    stage = config.question_alignment
+    unpaired = demo_stages.problems(config, "control", 10_000)
+    _add(config, "control", "pretraining", {"unpaired": unpaired, "replay": stage.data.replay})
+    _add_tuned(config, "control_response_alignment", "control")
+    config.evaluation.systems.control = parts.system("control_response_alignment")
+
+
+def baselines(config: ConfigDict) -> None:
+    """Translate-training, En-X pairs mixed into stage II, further tuning in all languages."""
+    problems = functools.partial(demo_stages.problems, config)
+    native = {"native": problems("native_responses", 4_000)}
+    mixed = {"translations": problems("reversed_pairs", 4_000)}
+    _add_tuned(config, "translate_training", "pretraining", native)
+    answers = dict(config.response_alignment.data)
+    _add_tuned(config, "response_alignment_en_x", "question_alignment", answers | mixed)
+    _add_tuned(config, "multilingual_tuning", "response_alignment", native)
+    for name in ("translate_training", "multilingual_tuning"):
+        config.evaluation.systems[name] = parts.system(name)
+    config.evaluation.systems.qalign_en_x = parts.system("response_alignment_en_x")
+
+
+def data_scale(config: ConfigDict) -> None:
+    """Stage I on slices of the pairs, repeated: as many steps, as many of them on pairs."""
+    for share in SHARES:
+        data = dict(config.question_alignment.data)
+        data["pairs"] = demo_stages.problems(
+            config, "question_pairs", 10_000, slice=f"[:{share}%]", weight=100 / share
+        )
+        _add(config, f"question_alignment_{share}", "pretraining", data)
+        _add_tuned(config, f"response_alignment_{share}", f"question_alignment_{share}")
+        config.evaluation.systems[f"qalign_{share}"] = parts.system(f"response_alignment_{share}")
+    seen = {"ralign": 0, "qalign": 10_000} | {f"qalign_{s}": 100 * s for s in SHARES}
+    config.data_scale = parts.data_scale("evaluation", seen)
+    config.stages = (*config.stages, "data_scale")
+
+
+COMPARISONS = {"control": control, "baselines": baselines, "data_scale": data_scale}
+
+
+def _add(config: ConfigDict, name: str, init: str, data: dict, steps=2600, lr=2e-3) -> None:
+    """A stage like stage I, before the evaluation."""
+    two_stages.add(config, name, demo_stages.training(config, init, data, steps, lr))
+
+
+def _add_tuned(config: ConfigDict, name: str, init: str, data: dict | None = None) -> None:
+    """A stage like stage II."""
+    _add(config, name, init, data or dict(config.response_alignment.data), steps=500, lr=1e-3)
