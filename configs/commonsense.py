@@ -5,10 +5,10 @@
         --config.paths.responses=/data/commonsenseqa --config.paths.xcsqa=/data/X-CSQA \
         --config.paths.xcopa=/data/xcopa
 
-The argument is as of configs/math_cot.py. Stage I translates CSQA's questions with their options
-(paths.question_pairs: translated questions in X-CSQA's layout); stage II answers English CSQA by a
-letter. The paper's table was not at hand: the result stands beside stage II alone. English-only
-LLaMA2-7B reaches 50.9 on X-CSQA elsewhere, MindMerger 61.0.
+The argument, and the slices that it fits, are as of configs/math_cot.py. Stage I translates CSQA's
+questions with their options (paths.question_pairs: translated questions in X-CSQA's layout); stage
+II answers English CSQA by a letter. The paper's table was not at hand: the result stands beside
+stage II alone. English-only LLaMA2-7B reaches 50.9 on X-CSQA elsewhere, MindMerger 61.0.
 """
 
 from ml_collections import ConfigDict

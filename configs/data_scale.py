@@ -4,10 +4,10 @@
         --config.base=/models/Llama-2-7b-hf --config.paths.question_pairs=... \
         --config.paths.responses=... --config.paths.mgsm=... --config.paths.msvamp=...
 
-The argument is as of configs/math_cot.py. Stage I sees 1, 5, 25 and 100 % of the pairs, each three
-times, so that a smaller slice takes fewer steps (the demo repeats slices to equal steps instead);
-stage II is the same. The stage `data_scale` leaves the curve. The paper's figures were not
-at hand; its two ends are the rows of configs/math_cot.py.
+The argument, and the slices that it fits, are as of configs/math_cot.py. Stage I sees 1, 5, 25 and
+100 % of the pairs, each three times, so that a smaller slice takes fewer steps (the demo repeats
+slices to equal steps instead); stage II is the same. The stage `data_scale` leaves the curve. The
+paper's figures were not at hand; its two ends are the rows of configs/math_cot.py.
 """
 
 from ml_collections import ConfigDict

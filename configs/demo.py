@@ -62,22 +62,13 @@ def get_config(arg: str = "") -> ConfigDict:
         },
         symbols=tuple(f" {number}" for number in range(26)),
     )
-    config.pretraining = training(
-        "random", {"documents": documents}, 2600, 3e-3, preset="demo_small"
-    )
-    config.question_alignment = training(
-        "pretraining", {"pairs": pairs, "copies": copies, "replay": replay}, 2600, 2e-3
-    )
-    config.response_alignment = training("question_alignment", {"answers": answers}, 500, 1e-3)
-    config.response_alignment_only = training("pretraining", {"answers": answers}, 500, 1e-3)
+    translations = {"pairs": pairs, "copies": copies, "replay": replay}
+    demo_stages.add_training(config, documents, translations, answers)
     config.large_pretraining = training(
         "random", {"documents": problems("pretraining", 24_000, english=0.9)}, 1300, 3e-3,
         preset="demo_large",
     )  # fmt: skip
-    systems = {
-        "base": parts.system("pretraining"),
-        "ralign": parts.system("response_alignment_only"),
-        "qalign": parts.system("response_alignment"),
+    systems = demo_stages.systems() | {
         "large": parts.system("large_pretraining"),
         "large_proxy": parts.system(
             "large_pretraining", expert="response_alignment", antiexpert="pretraining"

@@ -33,10 +33,7 @@ def get_config() -> ConfigDict:
         "response_alignment_only", "evaluation",
     )  # fmt: skip
     config = demo_stages.recipe("demo_choice", stages, NOTES)
-    choose, training, everyday = (
-        functools.partial(function, config)
-        for function in (demo_stages.choose, demo_stages.training, _everyday)
-    )
+    everyday = functools.partial(_everyday, config)
 
     pairs = everyday("question_pairs", 24_000)
     copies = everyday("copies", 5_000)
@@ -48,25 +45,20 @@ def get_config() -> ConfigDict:
         {"documents": everyday("pretraining", 4_000), "pairs": everyday("question_pairs", 3_000)},
         symbols=words(),
     )
-    config.pretraining = training(
-        "random", {"documents": everyday("pretraining", 16_000)}, 4500, 3e-3,
-        preset="demo_small", weight_decay=0.1,
-    )  # fmt: skip
-    config.question_alignment = training(
-        "pretraining", {"pairs": pairs, "copies": copies, "replay": replay}, 6000, 3e-3,
-        weight_decay=0.3,
-    )  # fmt: skip
-    config.response_alignment = training("question_alignment", {"answers": answers}, 75, 5e-4)
-    config.response_alignment_only = training("pretraining", {"answers": answers}, 75, 5e-4)
+    demo_stages.add_training(
+        config,
+        everyday("pretraining", 16_000),
+        {"pairs": pairs, "copies": copies, "replay": replay},
+        answers,
+        steps=(4500, 6000, 75),
+        lr=(3e-3, 3e-3, 5e-4),
+        weight_decay=(0.1, 0.3),
+    )
     config.evaluation = parts.evaluation(
-        {
-            "base": parts.system("pretraining"),
-            "ralign": parts.system("response_alignment_only"),
-            "qalign": parts.system("response_alignment"),
-        },
+        demo_stages.systems(),
         benchmarks={
             "everyday": parts.benchmark(
-                part="test", count=choose(100, 12), seed=config.get_ref("seed")
+                part="test", count=demo_stages.choose(config, 100, 12), seed=config.get_ref("seed")
             )
         },
         dtype="float32",

@@ -33,10 +33,7 @@ def get_config() -> ConfigDict:
         "response_alignment_only", "evaluation",
     )  # fmt: skip
     config = demo_stages.recipe("demo_code", stages, NOTES)
-    choose, training, problems = (
-        functools.partial(function, config)
-        for function in (demo_stages.choose, demo_stages.training, demo_stages.problems)
-    )
+    problems = functools.partial(demo_stages.problems, config)
 
     pairs = problems("question_pairs", 10_000)
     copies = problems("copies", 2_000)
@@ -52,26 +49,16 @@ def get_config() -> ConfigDict:
         },
         symbols=(*(f" {number}" for number in range(26)), *TAGS),
     )
-    config.pretraining = training(
-        "random", {"documents": problems("code_pretraining", 24_000)}, 2600, 3e-3,
-        preset="demo_small",
-    )  # fmt: skip
-    config.question_alignment = training(
-        "pretraining", {"pairs": pairs, "copies": copies, "replay": replay}, 2600, 2e-3
-    )
-    config.response_alignment = training("question_alignment", {"answers": answers}, 500, 2e-3)
-    config.response_alignment_only = training("pretraining", {"answers": answers}, 500, 2e-3)
+    documents = problems("code_pretraining", 24_000)
+    translations = {"pairs": pairs, "copies": copies, "replay": replay}
+    demo_stages.add_training(config, documents, translations, answers, lr=(3e-3, 2e-3, 2e-3))
     config.evaluation = parts.evaluation(
-        systems={
-            "base": parts.system("pretraining"),
-            "ralign": parts.system("response_alignment_only"),
-            "qalign": parts.system("response_alignment"),
-        },
+        demo_stages.systems(),
         benchmarks={
             "word_problems": parts.benchmark(
                 protocol="code",
                 part="test",
-                count=choose(100, 10),
+                count=demo_stages.choose(config, 100, 10),
                 seed=config.get_ref("seed"),
                 max_new_tokens=64,
             )

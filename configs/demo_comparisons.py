@@ -5,9 +5,8 @@ import functools
 from ml_collections import ConfigDict
 
 from qalign_jax.configs import demo_stages, two_stages
+from qalign_jax.configs.data_scale import SHARES
 from qalign_jax.recipe import parts
-
-SHARES = (1, 5, 25)  # per cent of the pairs
 
 
 def control(config: ConfigDict) -> None:

@@ -29,6 +29,39 @@ def training(
     return parts.training(init, data, steps=steps, lr=lr, **values)
 
 
+def add_training(
+    config: ConfigDict,
+    documents: ConfigDict,
+    translations: dict[str, ConfigDict],
+    answers: ConfigDict,
+    steps: tuple[int, int, int] = (2600, 2600, 500),
+    lr: tuple[float, float, float] = (3e-3, 2e-3, 1e-3),
+    weight_decay: tuple[float, float] = (0.0, 0.0),
+) -> None:
+    """Pretraining, the two stages, and stage II alone; steps and lr are of the first three."""
+    config.pretraining = training(
+        config, "random", {"documents": documents}, steps[0], lr[0], preset="demo_small",
+        weight_decay=weight_decay[0],
+    )  # fmt: skip
+    config.question_alignment = training(
+        config, "pretraining", translations, steps[1], lr[1], weight_decay=weight_decay[1]
+    )
+    for name, init in (
+        ("response_alignment", "question_alignment"),
+        ("response_alignment_only", "pretraining"),
+    ):
+        config[name] = training(config, init, {"answers": answers}, steps[2], lr[2])
+
+
+def systems() -> dict[str, ConfigDict]:
+    """The untuned model, the paper's baseline, and both stages."""
+    return {
+        "base": parts.system("pretraining"),
+        "ralign": parts.system("response_alignment_only"),
+        "qalign": parts.system("response_alignment"),
+    }
+
+
 def problems(config: ConfigDict, part: str, count: int, **options) -> ConfigDict:
     """Generated word problems (data/datasets/word_problems.py) of the recipe's seed."""
     return parts.source(

@@ -5,9 +5,10 @@
         --config.paths.question_pairs=/data/XNLI-MT-1.0/multinli \
         --config.paths.responses=/data/multinli_1.0
 
-The argument is as of configs/math_cot.py. Stage I translates MultiNLI's premises and hypotheses,
-stage II labels the English ones. The paper's table was not at hand: the result stands beside
-stage II alone. English-only LLaMA2-7B reaches 70.6 on XNLI elsewhere, MindMerger 78.4.
+The argument, and the slices that it fits, are as of configs/math_cot.py. Stage I translates
+MultiNLI's premises and hypotheses, stage II labels the English ones. The paper's table was not at
+hand: the result stands beside stage II alone. English-only LLaMA2-7B reaches 70.6 on XNLI
+elsewhere, MindMerger 78.4.
 """
 
 from ml_collections import ConfigDict

@@ -10,7 +10,7 @@ from qalign_jax.ahead.compile import compile_decoding, compile_training
 from qalign_jax.ahead.cost import Collective, Program
 from qalign_jax.ahead.jobs import Workload, meshes
 from qalign_jax.ahead.roofline import link_seconds, model_time
-from qalign_jax.configs import math_cot, proxy_tuning, slices
+from qalign_jax.configs import math_code, math_cot, proxy_tuning, slices
 from qalign_jax.fits import fits, table
 from qalign_jax.models.llama import Llama
 from qalign_jax.models.presets import preset
@@ -92,6 +92,13 @@ def test_evaluation_is_compiled_on_its_own_mesh_which_gathers_no_weight(compiled
         return sum(decode["collectives"]["all-gather"].values())
 
     assert gathered(compiled) < gathered(alone)
+
+
+@pytest.mark.slow
+def test_solutions_of_several_turns_have_room_in_the_caches_of_the_fullest_slice():
+    config = math_code.get_config("llama2_13b,v6e:4x4")
+    found = fits(config, parse_slice("v6e:4x4"), stages=["evaluation"])["stages"]["evaluation"]
+    assert found["fits"] and found["length"] == 4096  # four turns of 512, three outputs, a prompt
 
 
 @pytest.mark.slow

@@ -102,6 +102,20 @@ def _line(row: Mapping[str, Any]) -> str:
     return json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n"
 
 
+def read_results(path: epath.Path, remedy: str) -> dict[str, Any]:
+    """A results.json of an evaluation: {"systems": {system: {benchmark: result}}}.
+
+    Raises:
+      ValueError: there is none, or it is damaged; with the remedy.
+    """
+    if not path.exists():
+        raise ValueError(f"{path} is missing; {remedy}")
+    results = files.read_json(path, remedy)
+    if not isinstance(results, dict) or not isinstance(results.get("systems"), dict):
+        raise ValueError(f"{path} has no systems; {remedy}")
+    return results
+
+
 def save_results(
     path: str | os.PathLike, systems: Mapping[str, Mapping[str, Any]]
 ) -> dict[str, Any]:
@@ -109,10 +123,8 @@ def save_results(
     path = epath.Path(path)
     results: dict[str, Any] = {"systems": {}}
     if path.exists():
-        remedy = "delete it: results are made again from the answers beside it"
-        results = files.read_json(path, remedy)
-        if not isinstance(results, dict) or not isinstance(results.get("systems"), dict):
-            raise ValueError(f"{path} is no results file; {remedy}")
+        remedy = "it is no results file; delete it: results are made again from the answers"
+        results = read_results(path, remedy)
     for system, benchmarks in systems.items():
         results["systems"].setdefault(system, {}).update(benchmarks)
     files.write_json(path, results, indent=2)

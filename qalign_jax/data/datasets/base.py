@@ -6,7 +6,7 @@ import hashlib
 import json
 import pathlib
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 import tensorflow_datasets as tfds
@@ -150,6 +150,40 @@ class ExamplesBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
                 f"{self.name} {self.builder_config.path} holds no examples; check the path, the "
                 "languages and the files"
             )
+
+
+class GeneratedBuilder(ExamplesBuilder, skip_registration=True):
+    """A data set that code generates: its OPTIONS, `part` among them, are `generate`'s arguments.
+
+    Raise VERSION whenever `generate` gives something else for the same arguments.
+    """
+
+    HAS_SPLITS = False
+    TRAINING_PARTS: ClassVar[tuple[str, ...]]
+    BENCHMARK_PARTS: ClassVar[tuple[str, ...]]
+    QUESTION_KEYS: ClassVar[tuple[str, ...]] = BENCHMARK_KEYS  # of the parts for benchmarks
+
+    generate: ClassVar[Callable[..., Iterator[dict[str, str]]]]
+
+    @property
+    def KEYS(self):
+        is_benchmark = self.builder_config.options["part"] in self.BENCHMARK_PARTS
+        return self.QUESTION_KEYS if is_benchmark else TRAINING_KEYS
+
+    @classmethod
+    def find_files(cls, config):
+        check_part(cls.name, config.options["part"], cls.TRAINING_PARTS + cls.BENCHMARK_PARTS)
+        return {}
+
+    @classmethod
+    def read(cls, config):
+        return cls.generate(languages=config.languages, **config.options)
+
+
+def check_part(name: str, part: str, parts: Sequence[str]) -> None:
+    """Raises a ValueError for a part that a generated data set does not have."""
+    if part not in parts:
+        raise ValueError(f"part={part!r} of {name} must be one of {', '.join(parts)}")
 
 
 def log_dropped(count: int, total: int, where: Any, why: str) -> None:

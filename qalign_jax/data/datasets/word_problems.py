@@ -241,18 +241,12 @@ def generate(
     `languages` keeps the examples in these languages (of a pair, X) without changing which those
     are. Raises ValueError on an unknown part.
     """
-    _check(part)
+    base.check_part("word_problems", part, TRAINING_PARTS + BENCHMARK_PARTS)
     if part in BENCHMARK_PARTS:
         examples = _benchmark(part, seed, count)
     else:
         examples = _training(part, seed, count, english, chains, prompted)
     return (e for e in examples if not languages or e["language"] in languages)
-
-
-def _check(part: str) -> None:
-    parts = TRAINING_PARTS + BENCHMARK_PARTS
-    if part not in parts:
-        raise ValueError(f"part={part!r} of word_problems must be one of {', '.join(parts)}")
 
 
 def _benchmark(part: str, seed: int, count: int) -> Iterator[dict[str, str]]:
@@ -336,31 +330,15 @@ def _example(name: str, language: str, instruction: str, response: str) -> dict[
     return {"id": name, "language": language, "instruction": instruction, "response": response}
 
 
-class WordProblems(base.ExamplesBuilder):
-    """A part of the corpus: `part` and the other options are the arguments of `generate`.
-
-    Raise VERSION whenever `generate` gives something else for the same arguments.
-    """
+class WordProblems(base.GeneratedBuilder):
+    """A part of the corpus, as `generate` says."""
 
     name = "word_problems"
-    HAS_SPLITS = False
     OPTIONS = {
         "part": "", "seed": 0, "count": 1000, "english": 0.62, "chains": 0.25, "prompted": True,
     }  # fmt: skip
-
-    @property
-    def KEYS(self):
-        is_benchmark = self.builder_config.options["part"] in BENCHMARK_PARTS
-        return base.BENCHMARK_KEYS if is_benchmark else base.TRAINING_KEYS
-
-    @classmethod
-    def find_files(cls, config):
-        _check(config.options["part"])
-        return {}
-
-    @classmethod
-    def read(cls, config):
-        return generate(languages=config.languages, **config.options)
+    TRAINING_PARTS, BENCHMARK_PARTS = TRAINING_PARTS, BENCHMARK_PARTS
+    generate = staticmethod(generate)
 
 
 BUILDER = WordProblems

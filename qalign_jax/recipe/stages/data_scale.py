@@ -5,12 +5,14 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-from etils import epath
 
 from qalign_jax import files
 from qalign_jax.analysis import data_scale, plots
+from qalign_jax.evaluation.records import read_results
 from qalign_jax.recipe.stages.base import Run, Stage
 from qalign_jax.recipe.weights import Source
+
+_REMEDY = "name an evaluation that has run"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -38,12 +40,13 @@ class DataScale(Stage):
     def run(self, run: Run) -> dict[str, Any]:
         if jax.process_index():
             return {}
-        results = evaluated(self.name, run.weights.path(self.evaluation))
+        folder = run.weights.path(self.evaluation)
         pairs = {
             system: self._count(run, given) if isinstance(given, str) else given
             for system, given in self.systems.items()
         }
         try:
+            results = read_results(folder / "results.json", _REMEDY)["systems"]
             curves = data_scale.curves(results, pairs)
         except ValueError as error:
             raise ValueError(f"{self.name}: {error}") from None
@@ -56,21 +59,6 @@ class DataScale(Stage):
         if not file.exists():
             raise ValueError(f"{self.name}: {file} is missing; {stage} has trained on no examples")
         return files.read_object(file, f"train {stage} again")["examples"]
-
-
-def evaluated(stage: str, folder: epath.Path) -> dict[str, Any]:
-    """The systems of an evaluation's results.json, for a stage that reads them.
-
-    Raises:
-      ValueError: the folder is no evaluation's.
-    """
-    remedy = "name an evaluation that has run"
-    if not (file := folder / "results.json").exists():
-        raise ValueError(f"{stage}: {file} is missing; {remedy}")
-    systems = files.read_object(file, remedy).get("systems")
-    if not isinstance(systems, dict):
-        raise ValueError(f"{stage}: {file} has no systems; {remedy}")
-    return systems
 
 
 STAGE = DataScale

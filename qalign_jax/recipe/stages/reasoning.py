@@ -8,9 +8,11 @@ import jax
 from absl import logging
 
 from qalign_jax.analysis import plots, reasoning
+from qalign_jax.evaluation.records import read_results
 from qalign_jax.recipe.stages.base import Run, Stage
-from qalign_jax.recipe.stages.data_scale import evaluated
 from qalign_jax.recipe.weights import Source
+
+_REMEDY = "name an evaluation that has run"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -27,7 +29,10 @@ class Reasoning(Stage):
         if jax.process_index():
             return {}
         folder = run.weights.path(self.evaluation)
-        results = evaluated(self.name, folder)
+        try:
+            results = read_results(folder / "results.json", _REMEDY)["systems"]
+        except ValueError as error:
+            raise ValueError(f"{self.name}: {error}") from None
         answered = [name for name in results if (folder / name).is_dir()]
         found: dict[str, dict[str, Any]] = {}
         for system in self.systems or answered:
