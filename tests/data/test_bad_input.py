@@ -40,6 +40,7 @@ BAD = {
     "an absent language": ("jsonl", {"d": GOOD}, {"languages": ("de",)}, "holds no examples"),
     "a bad slice": ("jsonl", {"d": GOOD}, {"slice": "10:20"}, r"'10:20'.*\[100:200\]"),
     "an empty slice": ("jsonl", {"d": GOOD}, {"slice": "[5:]"}, r"keeps nothing of its 1"),
+    "a slice above all": ("jsonl", {"d": GOOD}, {"slice": "[:200%]"}, r"a share above 100 %"),
     "no weight": ("jsonl", {"d": GOOD}, {"weight": 0}, "weight=0"),
     "a negative weight": ("jsonl", {"d": GOOD}, {"weight": -1.5}, "weight=-1.5"),
     "an unknown key": ("jsonl", {"d": GOOD}, {"langauges": ()}, "no key langauges.*languages"),

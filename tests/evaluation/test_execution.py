@@ -71,8 +71,9 @@ def test_an_answer_goes_on_with_what_its_code_printed(tmp_path, execution):
 
 
 def test_code_that_fails_or_prints_nothing_ends_the_answer_and_is_kept(tmp_path, execution):
-    result = run(tmp_path, Solving("print(5)\n1 / ({} - 2)"), execution)
-    assert result["average"] == 0.0 and result["executions"] == {"error": 33.33, "ok": 66.67}
+    result = run(tmp_path, Solving("print(2 * {0})\nx = 1 / ({0} - 2)"), execution)
+    assert result["average"] == 66.67 and result["executions"] == {"error": 33.33, "ok": 66.67}
+    assert rows(tmp_path, "en")[2]["prediction"] is None  # though it had printed the answer
     assert "ZeroDivisionError" in rows(tmp_path, "en")[2]["executions"][0]["output"]
     assert run(tmp_path / "quiet", Solving("x = {}"), execution)["executions"] == {"ok": 100.0}
     assert rows(tmp_path / "quiet", "en")[1]["prediction"] is None
@@ -81,6 +82,15 @@ def test_code_that_fails_or_prints_nothing_ends_the_answer_and_is_kept(tmp_path,
 def test_without_a_sandbox_no_code_runs(tmp_path):
     result = run(tmp_path, Solving("x = {}\n2 * x"), None)
     assert result["average"] == 0.0 and "executions" not in result
+
+
+def test_a_later_block_knows_what_the_earlier_ones_of_its_solution_left(execution):
+    first = BLOCK.format("x = 20\nprint(x)")
+    output = execution.turns.reply(7, first).result()
+    assert output == "\n<llm-code-output>\n20\n</llm-code-output>\n"
+    again = execution.turns.reply(7, first + output + BLOCK.format("x + 1"))
+    assert "\n21\n" in again.result()
+    assert [each["output"] for each in execution.take(7)] == ["20\n", "21\n"]
 
 
 def test_blocks_share_their_state_and_solutions_do_not(execution):

@@ -202,6 +202,8 @@ def test_telugu_is_reported_and_not_averaged(tmp_path):
 
     result = run(tmp_path, Wrong(), problems_of(("de", "te", "en")))
     assert (result["te"], result["average"], result["non_english"]) == (0.0, 100.0, 100.0)
+    assert result["intervals"]["te"] == [0.0, 48.99]
+    assert result["intervals"]["average"] == result["intervals"]["de"] == [51.01, 100.0]
 
 
 @pytest.mark.parametrize(
