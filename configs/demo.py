@@ -71,7 +71,7 @@ def get_config(arg: str = "") -> ConfigDict:
     systems = demo_stages.systems() | {
         "large": parts.system("large_pretraining"),
         "large_proxy": parts.system(
-            "large_pretraining", expert="response_alignment", antiexpert="pretraining"
+            "large_pretraining", expert="response_alignment", antiexpert="pretraining", trace=True
         ),
     }
     questions = parts.benchmark(

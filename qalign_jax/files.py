@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 from etils import epath
@@ -47,6 +47,11 @@ def write_text(path: str | os.PathLike, text: str) -> None:
 def write_json(path: str | os.PathLike, content: Any, indent: int = 1) -> None:
     """Replaces a file's content at once by one JSON value."""
     write_text(path, json.dumps(content, indent=indent, ensure_ascii=False) + "\n")
+
+
+def write_json_lines(path: str | os.PathLike, rows: Iterable[Any]) -> None:
+    """Replaces a file's content at once by one JSON value a line."""
+    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
 def read_json(path: str | os.PathLike, remedy: str) -> Any:

@@ -7,6 +7,10 @@ A DIR is a stage's folder of a run or a Hugging Face directory. The prompts are 
 `prompt`, taken as it is, or `question`, put into the prompt template; the output has the same lines
 in the same order, with `output` (text) and `tokens` (ids, EOS left out) added. Answers are kept in
 OUTPUT.partial as they finish, and the same command resumes from them after an interruption.
+
+--trace=trace.jsonl writes a line a prompt too, of columns with an entry a token: what the model of
+--checkpoint alone would have said, its probability, and how far expert and anti-expert moved the
+token that was generated (decoding/trace.py).
 """
 
 import dataclasses
@@ -24,6 +28,7 @@ from qalign_jax.checkpoints.model import fingerprint
 from qalign_jax.data.prompts import render, template_text
 from qalign_jax.decoding.sampling import Sampling
 from qalign_jax.decoding.system import System
+from qalign_jax.decoding.trace import Trace
 from qalign_jax.evaluation.records import AnswerFile
 from qalign_jax.parallel.mesh import make_mesh
 from qalign_jax.progress import Progress
@@ -65,19 +70,22 @@ class Request:
         return [path for path in (self.checkpoint, self.expert, self.antiexpert) if path]
 
 
-def generate(request: Request, prompts: str | os.PathLike, output: str | os.PathLike) -> dict:
-    """Writes `output`; returns {"prompts", "tokens", "seconds", "tokens_per_second"}.
+def generate(
+    request: Request,
+    prompts: str | os.PathLike,
+    output: str | os.PathLike,
+    trace: str | os.PathLike = "",
+) -> dict[str, Any]:
+    """Writes `output` and, where it is named, `trace`.
 
+    Returns {"prompts", "tokens", "seconds", "tokens_per_second"}.
     Prompts and tokens are the whole file's; seconds and their rate are of what this call decoded,
     compilation included.
 
     Raises:
       ValueError: before any decoding: a request, prompts or a directory that cannot be used.
     """
-    if os.path.abspath(prompts) == os.path.abspath(output):
-        raise ValueError(f"--output={output} is the file of the prompts; give it another name")
-    if epath.Path(output).is_dir():
-        raise ValueError(f"--output={output} is a folder; name a file")
+    _check_files(prompts, output, trace)
     rows = read_prompts(prompts)
     mesh = make_mesh(request.mesh) if request.mesh else None
     system = System.load(
@@ -85,17 +93,22 @@ def generate(request: Request, prompts: str | os.PathLike, output: str | os.Path
     )
     tokenizer, template = system.tokenizer, request.template or system.template
     ids = system.encode([_prompt(row, template) for row in rows])
-    answers = AnswerFile(f"{os.fspath(output)}.partial", _header(request, ids))
+    answers = AnswerFile(f"{os.fspath(output)}.partial", _header(request, ids, bool(trace)))
     answers.read()
-    engine = system.engine(mesh=mesh, slots=request.slots, sampling=request.sampling)
+    engine = system.engine(
+        mesh=mesh, slots=request.slots, sampling=request.sampling, trace=bool(trace)
+    )
     missing = [number for number in range(len(rows)) if str(number) not in answers.answers]
     start, decoded = time.monotonic(), 0
     finished = engine.generate([ids[number] for number in missing], request.max_new_tokens, missing)
     answers.open()
     progress = Progress("generate", len(rows), len(rows) - len(missing), "answer")
     try:
-        for number, tokens in finished:
-            answers.add({"id": str(number), "tokens": tokens})
+        for number, tokens, traced in finished:
+            answer: dict[str, Any] = {"id": str(number), "tokens": tokens}
+            if traced is not None:
+                answer["trace"] = Trace.of(tokenizer, tokens, traced).to_json()
+            answers.add(answer)
             decoded += len(tokens)
             progress.add(len(tokens))
     finally:
@@ -103,13 +116,16 @@ def generate(request: Request, prompts: str | os.PathLike, output: str | os.Path
         progress.close()
     seconds = time.monotonic() - start
     total = 0
-    lines = []
+    lines, traces = [], []
     for number, row in enumerate(rows):
-        tokens = answers.answers[str(number)]["tokens"]
+        answer = answers.answers[str(number)]
+        tokens = answer["tokens"]
         total += len(tokens)
-        row = row | {"output": tokenizer.decode(tokens), "tokens": tokens}
-        lines.append(json.dumps(row, ensure_ascii=False) + "\n")
-    files.write_text(output, "".join(lines))
+        lines.append(row | {"output": tokenizer.decode(tokens), "tokens": tokens})
+        traces.append(answer.get("trace"))
+    files.write_json_lines(output, lines)
+    if trace:
+        files.write_json_lines(trace, traces)
     answers.path.unlink()
     return {
         "prompts": len(rows),
@@ -145,13 +161,31 @@ def _prompt(row: dict[str, Any], template: str) -> str:
     return row["prompt"] if "prompt" in row else render(template, row["question"])
 
 
-def _header(request: Request, ids: list[list[int]]) -> dict[str, Any]:
+def _check_files(prompts, output, trace) -> None:
+    partial = f"{os.fspath(output)}.partial"
+    taken = {
+        os.path.abspath(prompts): "the file of the prompts",
+        os.path.abspath(partial): "the file of answers that are kept for a restart",
+    }
+    for flag, path in (("output", output), ("trace", trace)):
+        if not path:
+            continue
+        if (absolute := os.path.abspath(path)) in taken:
+            raise ValueError(f"--{flag}={path} is {taken[absolute]}; give it another name")
+        if epath.Path(path).is_dir():
+            raise ValueError(f"--{flag}={path} is a folder; name a file")
+        taken[absolute] = f"the file of --{flag}"
+
+
+def _header(request: Request, ids: list[list[int]], traced: bool) -> dict[str, Any]:
     """All that shapes the answers, so that answers of two settings never mix."""
     settings = dataclasses.asdict(request)
     for key in ("slots", "mesh", "template"):  # the prompts' ids hold the template
         del settings[key]
     settings["prompts"] = hashlib.sha256(json.dumps(ids).encode()).hexdigest()[:16]
     settings["weights"] = [fingerprint(path) for path in request.directories]
+    if traced:
+        settings["trace"] = True
     return settings
 
 
@@ -162,6 +196,7 @@ def define_flags() -> None:
     flags.DEFINE_float("alpha", 1.0, "Proxy-tuning: how far to steer.")
     flags.DEFINE_string("prompts", None, "JSON Lines with prompt or question.", required=True)
     flags.DEFINE_string("output", None, "The JSON Lines file to write.", required=True)
+    flags.DEFINE_string("trace", "", "A file for what the base alone would have said, by token.")
     flags.DEFINE_integer("max_new_tokens", 512, "The most tokens of an answer.")
     flags.DEFINE_float("temperature", 0.0, "0 is greedy.")
     flags.DEFINE_float("top_p", 1.0, "Samples among the most probable of this mass.")
@@ -194,7 +229,7 @@ def _command(argv: list[str]) -> dict[str, Any]:
         slots=flags.FLAGS.slots,
         mesh=flags.FLAGS.mesh,
     )
-    return generate(request, flags.FLAGS.prompts, flags.FLAGS.output)
+    return generate(request, flags.FLAGS.prompts, flags.FLAGS.output, flags.FLAGS.trace)
 
 
 if __name__ == "__main__":

@@ -86,7 +86,7 @@ def expected(tokenizer, seeds=(0,), **options):
     )
     texts = [row.get("prompt") or render("short", row["question"]) for row in ROWS]
     ids = [[tokenizer.bos_id, *tokenizer.encode(text)] for text in texts]
-    answers = [ids for _, ids in sorted(engine.generate(ids, NEW))]
+    answers = [answer.tokens for answer in sorted(engine.generate(ids, NEW))]
     return [
         row | {"output": tokenizer.decode(ids), "tokens": ids}
         for row, ids in zip(ROWS, answers, strict=True)
@@ -143,20 +143,15 @@ def test_the_expert_steers(stages, tokenizer, prompts, tmp_path):
     assert read(output) == expected(tokenizer, (0, 1, 2), combine=ProxyTuning(0.7))
 
 
-def test_an_interrupted_run_goes_on_where_it_stopped(stages, prompts, tmp_path, monkeypatch):
-    request = Request(stages[0], max_new_tokens=NEW, sampling=SAMPLED)
-    generate(request, prompts, tmp_path / "whole.jsonl")
-    whole = read(tmp_path / "whole.jsonl")
-    output = tmp_path / "answers.jsonl"
+def interrupt_once(monkeypatch):
+    """Interrupts the first decoding after two answers; returns the numbers that are asked."""
     asked = []
     original = Engine.generate
 
     def interrupted(self, prompts, max_new_tokens, numbers):
         asked.append(list(numbers))
         answers = original(self, prompts, max_new_tokens, numbers)
-        if len(asked) > 1:
-            return answers
-        return stop_after(answers, 2)
+        return answers if len(asked) > 1 else stop_after(answers, 2)
 
     def stop_after(answers, count):
         for _ in range(count):
@@ -164,6 +159,15 @@ def test_an_interrupted_run_goes_on_where_it_stopped(stages, prompts, tmp_path, 
         raise KeyboardInterrupt
 
     monkeypatch.setattr(Engine, "generate", interrupted)
+    return asked
+
+
+def test_an_interrupted_run_goes_on_where_it_stopped(stages, prompts, tmp_path, monkeypatch):
+    request = Request(stages[0], max_new_tokens=NEW, sampling=SAMPLED)
+    generate(request, prompts, tmp_path / "whole.jsonl")
+    whole = read(tmp_path / "whole.jsonl")
+    output = tmp_path / "answers.jsonl"
+    asked = interrupt_once(monkeypatch)
     with pytest.raises(KeyboardInterrupt):
         generate(request, prompts, output)
     assert not output.exists()
@@ -236,3 +240,63 @@ def test_bad_requests_are_refused(settings, message):
 def test_the_prompts_are_not_overwritten(prompts):
     with pytest.raises(ValueError, match="the file of the prompts"):
         generate(Request("a"), prompts, prompts)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("prompts.jsonl", "--trace=.*prompts.jsonl is the file of the prompts"),
+        ("answers.jsonl", "--trace=.*answers.jsonl is the file of --output"),
+        (
+            "answers.jsonl.partial",
+            "--trace=.*partial is the file of answers that are kept for a re",
+        ),
+        ("", "--trace=.* is a folder; name a file"),
+    ],
+)
+def test_a_trace_that_would_replace_another_file_is_refused(name, message, prompts, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        generate(Request("a"), prompts, tmp_path / "answers.jsonl", tmp_path / name)
+
+
+COLUMNS = "tokens text base_tokens base_text base_probability probability moved".split()
+
+
+def test_the_command_goes_on_with_a_trace_where_it_was_interrupted(
+    stages, tokenizer, prompts, tmp_path, monkeypatch
+):
+    request = Request(*stages, alpha=0.7, max_new_tokens=NEW)
+    generate(request, prompts, tmp_path / "whole.jsonl", tmp_path / "whole_trace.jsonl")
+    output, trace = tmp_path / "answers.jsonl", tmp_path / "traces" / "trace.jsonl"
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        interrupt_once(patched)
+        generate(request, prompts, output, trace)
+    assert not trace.exists()
+    with pytest.raises(ValueError, match=r"other settings: trace was true, is \(absent\)"):
+        generate(request, prompts, output)
+    directories = dict(zip(("checkpoint", "expert", "antiexpert"), stages, strict=True))
+    flags = directories | {"prompts": prompts, "output": output, "trace": trace, "alpha": 0.7}
+    flags["max_new_tokens"] = NEW
+    done = command(*(f"--{name}={value}" for name, value in flags.items()))
+    assert done.returncode == 0, done.stderr
+    assert "answer 4 of 4" in done.stderr
+    rows, traces = read(output), read(trace)
+    assert rows == expected(tokenizer, (0, 1, 2), combine=ProxyTuning(0.7))
+    assert traces == read(tmp_path / "whole_trace.jsonl")
+    for row, columns in zip(rows, traces, strict=True):
+        assert list(columns) == COLUMNS
+        assert columns["tokens"] == row["tokens"] and "".join(columns["text"]) == row["output"]
+        assert {len(column) for column in columns.values()} == {len(row["tokens"])}
+        assert all(0 <= p <= 1 for p in columns["base_probability"] + columns["probability"])
+    moved = [number for columns in traces for number in columns["moved"]]
+    assert max(moved) > 0.01 and min(moved) >= -1
+
+
+def test_answers_kept_without_a_trace_are_refused_with_one(stages, prompts, tmp_path, monkeypatch):
+    request = Request(stages[0], max_new_tokens=NEW)
+    output = tmp_path / "answers.jsonl"
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        interrupt_once(patched)
+        generate(request, prompts, output)
+    with pytest.raises(ValueError, match=r"trace was \(absent\), is true. Delete that file"):
+        generate(request, prompts, output, tmp_path / "trace.jsonl")

@@ -72,6 +72,36 @@ class Tokenizer(abc.ABC):
     def decode(self, ids: Sequence[int]) -> str:
         """The text; special ids, and ids of a padded head beyond the vocabulary, are left out."""
 
+    def texts(self, ids: Sequence[int], others: Sequence[int]) -> tuple[list[str], list[str]]:
+        """The text of each id where it stands, and that of the other id in its place.
+
+        A character that several ids make up stands at the last of them, and the texts of the ids
+        together are `decode(ids)`. Where an other id completes no character, its text is "".
+        """
+        whole = self.decode(ids)
+        texts, other_texts = [], []
+        # An id is decoded with those before it from `start` on: their text is the whole's from
+        # `offset` on, which has been told up to `told`. Some that were told stay in front, as what
+        # begins a text loses its space.
+        start = seen = offset = told = 0
+        for place, (number, other) in enumerate(zip(ids, others, strict=True)):
+            window = list(ids[start:place])
+            now = self.decode([*window, number])
+            # an unfinished character reads otherwise in the whole
+            end = offset + _common(now, whole[offset : offset + len(now)])
+            end = max(told, end) if place < len(ids) - 1 else len(whole)
+            texts.append(whole[told:end])
+            if other == number:
+                other_texts.append(texts[-1])
+            else:
+                instead = self.decode([*window, other])[told - offset :]
+                other_texts.append(instead.strip("\ufffd"))
+            if end > told and end == offset + len(now):
+                start, seen = seen, place + 1
+                offset = end - len(self.decode(ids[start:seen]))
+            told = end
+        return texts, other_texts
+
     def hugging_face_files(self) -> dict[str, bytes]:
         """The files from which transformers' AutoTokenizer splits as this tokenizer does.
 
@@ -179,8 +209,8 @@ class HuggingFaceTokenizer(Tokenizer):
         return number
 
 
-def _common(one: Sequence[int], other: Sequence[int]) -> int:
-    """How many ids two lists share from their beginning."""
+def _common(one: Sequence[Any], other: Sequence[Any]) -> int:
+    """How many ids or characters two sequences share from their beginning."""
     both = zip(one, other, strict=False)
     least = min(len(one), len(other))
     return next((i for i, (a, b) in enumerate(both) if a != b), least)

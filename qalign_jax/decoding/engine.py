@@ -7,6 +7,7 @@ import collections
 import dataclasses
 import itertools
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +19,7 @@ from qalign_jax.decoding.combine import Combine, FirstModel
 from qalign_jax.decoding.likelihood import Continuation, log_likelihoods
 from qalign_jax.decoding.sampling import Sampling
 from qalign_jax.decoding.slots import Plan, advance, empty_slots, fill
+from qalign_jax.decoding.trace import Columns
 from qalign_jax.decoding.turns import Conversations
 from qalign_jax.models.llama import Llama
 from qalign_jax.models.params import cast_params, param_specs
@@ -33,12 +35,25 @@ PREFILL_POSITIONS = 8192
 LENGTH_MULTIPLE = 64
 
 
+class Generated(NamedTuple):
+    """The answer to a prompt: the prompt's number, the ids without EOS, their trace."""
+
+    number: int
+    tokens: list[int]
+    traced: Columns | None = None
+
+
 @dataclasses.dataclass(frozen=True)
 class _Request:
     number: int
     prompt: Sequence[int]
     limit: int
     before: Sequence[int] = ()  # the ids that the answer's earlier turns generated
+    traced: Sequence[Columns | None] = ()  # of each of these turns
+
+    def generated(self) -> Generated:
+        traced = jax.tree.map(lambda *turns: np.concatenate(turns), *self.traced)
+        return Generated(self.number, list(self.before), traced)
 
 
 class Engine:
@@ -56,6 +71,7 @@ class Engine:
         mesh: Mesh | None = None,
         slots: int = 64,
         sampling: Sampling = Sampling(),
+        trace: bool = False,
     ):
         """Takes models as (module, params) pairs.
 
@@ -68,13 +84,14 @@ class Engine:
           mesh: where caches are split over batch and key-value heads, and parameters by the
             sharding table; None decodes on one device.
           slots: rows decoded at once, rounded up to a multiple of the mesh's batch shards.
+          trace: whether answers are traced (trace.py); their ids are the same.
 
         Raises:
           ValueError: a number of models that `combine` does not take, no slots, key-value heads
             that the mesh's tensor axis does not divide.
         """
         modules = tuple(module for module, _ in models)
-        self._plan = make_plan(modules, combine, sampling, mesh, slots)
+        self._plan = make_plan(modules, combine, sampling, mesh, slots, trace)
         self.max_length = min(module.config.max_length for module in modules)
         self._params = tuple(_held_params(module, params, mesh) for module, params in models)
         self._seed = sampling.seed
@@ -86,15 +103,15 @@ class Engine:
         max_new_tokens: int,
         numbers: Sequence[int] | None = None,
         conversations: Conversations | None = None,
-    ) -> Iterator[tuple[int, list[int]]]:
-        """Decodes prompts; yields (number, ids without EOS) as rows finish, in any order.
+    ) -> Iterator[Generated]:
+        """Decodes prompts; yields answers as rows finish, in any order.
 
         A prompt for which the model's length leaves fewer than `max_new_tokens` gets as many as
         there is room for, with one warning. Answers do not depend on slots or neighbours.
 
         With `conversations` an answer has turns. A row that ends gives its slot away until it is
         replied to, and goes on with its next prompt and up to `max_new_tokens` again; its answer
-        ends where that prompt leaves no room. What is yielded are the ids of all turns.
+        ends where that prompt leaves no room. It has the ids of all turns.
 
         Args:
           prompts: token ids, BOS included.
@@ -156,7 +173,7 @@ class Engine:
         requests: list[_Request],
         max_new_tokens: int,
         conversations: Conversations | None,
-    ) -> Iterator[tuple[int, list[int]]]:
+    ) -> Iterator[Generated]:
         # neighbours in a prefill are of like length, and the longest do not come last
         waiting = collections.deque(sorted(requests, key=lambda r: -len(r.prompt)))
         constant = (plan, self._params, jax.random.key(self._seed), self._eos_ids)
@@ -176,7 +193,7 @@ class Engine:
                 for number, prompt in replied:
                     request = paused.pop(number)
                     if prompt is None:
-                        finished.append((number, list(request.before)))
+                        finished.append(request.generated())
                     else:  # in front, so that few answers are begun and not ended
                         limit = min(max_new_tokens, plan.length - len(prompt))
                         request = dataclasses.replace(request, prompt=prompt, limit=limit)
@@ -191,17 +208,21 @@ class Engine:
             slots, report = advance(*constant, slots, plan.slots - wanted, steps, stop_table)
             yield from finished  # the device works meanwhile
             finished = []
-            active, generated, outputs = jax.device_get(report)
+            active, generated, outputs, traced = jax.device_get(report)
             rows = [row for row in running if not active[row]]
             for row in rows:
                 request = running.pop(row)
                 start, before = len(request.prompt), len(request.before)
-                ids = outputs[row, start : start + generated[row] - before].tolist()
-                request = dataclasses.replace(request, before=[*request.before, *ids])
+                turn = row, slice(start, start + generated[row] - before)
+                ids = outputs[turn].tolist()
+                part = jax.tree.map(lambda column, turn=turn: column[turn], traced)
+                request = dataclasses.replace(
+                    request, before=[*request.before, *ids], traced=[*request.traced, part]
+                )
                 if conversations and conversations.ended(request.number, ids):
                     paused[request.number] = request
                 else:
-                    finished.append((request.number, list(request.before)))
+                    finished.append(request.generated())
             idle.extend(rows)
         yield from finished
 
@@ -232,8 +253,13 @@ class Engine:
 
 
 def make_plan(
-    models: tuple[Llama, ...], combine: Combine, sampling: Sampling, mesh: Mesh | None, slots: int
-) -> Plan:  # fmt: skip
+    models: tuple[Llama, ...],
+    combine: Combine,
+    sampling: Sampling,
+    mesh: Mesh | None,
+    slots: int,
+    trace: bool = False,
+) -> Plan:
     """What an `Engine` of these models compiles, for caches of no length yet (`with_room`).
 
     Raises:
@@ -254,7 +280,7 @@ def make_plan(
             )
     slots = _round_up(slots, batch_shards(mesh) if mesh else 1)
     sampling = dataclasses.replace(sampling, seed=0)
-    return Plan(models, combine, sampling, mesh, slots, length=0)
+    return Plan(models, combine, sampling, mesh, slots, length=0, trace=trace)
 
 
 def with_room(plan: Plan, longest: int) -> Plan:

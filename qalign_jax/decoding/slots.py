@@ -14,6 +14,7 @@ from flax import struct
 from jax.sharding import Mesh
 
 from qalign_jax.decoding.sampling import Sampling, choose, row_keys
+from qalign_jax.decoding.trace import Columns, trace_tokens
 from qalign_jax.models.cache import cache_axes, empty_cache, write_prompts
 from qalign_jax.models.llama import Llama
 from qalign_jax.parallel.mesh import sharding_of
@@ -29,6 +30,7 @@ class Plan:
     mesh: Mesh | None
     slots: int
     length: int  # S, of every cache, and the room for outputs
+    trace: bool = False
 
     @property
     def vocab_size(self) -> int:
@@ -51,6 +53,7 @@ class Slots(struct.PyTreeNode):
     matched: jax.Array  # [B] int32, characters of the stop string that the row ends with
     active: jax.Array  # [B] bool, neither idle nor finished
     outputs: jax.Array  # [B, S] int32, the tokens generated, at their positions
+    traced: Columns | None  # [B, S], at the same positions; None where the plan traces nothing
 
 
 def _place(plan: Plan, array: jax.Array, axes: tuple[str | None, ...]) -> jax.Array:
@@ -107,6 +110,7 @@ def empty_slots(plan: Plan) -> Slots:
         matched=row,
         active=row.astype(bool),
         outputs=jnp.zeros((plan.slots, plan.length), jnp.int32),
+        traced=Columns.empty((plan.slots, plan.length)) if plan.trace else None,
     )
     return _place_slots(plan, slots)
 
@@ -141,7 +145,7 @@ def fill(
         last, kv = model.apply({"params": weights}, tokens, lengths, method="prefill")
         logits.append(last)
         caches.append(write_prompts(model.config, cache, rows, kv))
-    chosen = _choose(plan, logits, key, requests, generated)
+    chosen, traced = _choose(plan, logits, key, requests, generated)
     active = limits > generated
     kept, generated, active = _count(eos_ids, chosen, active, generated, limits)
     matched, active = _match(stop_table, chosen, jnp.zeros_like(lengths), active)
@@ -149,6 +153,9 @@ def fill(
 
     def put(whole, new):
         return whole.at[rows].set(new, mode="drop")
+
+    def put_token(whole, new):
+        return whole.at[rows, lengths].set(new, mode="drop")
 
     slots = Slots(
         caches=tuple(caches),
@@ -159,7 +166,8 @@ def fill(
         generated=put(slots.generated, generated),
         matched=put(slots.matched, matched),
         active=put(slots.active, active),
-        outputs=slots.outputs.at[rows, lengths].set(first, mode="drop"),
+        outputs=put_token(slots.outputs, first),
+        traced=jax.tree.map(put_token, slots.traced, traced),
     )
     return _place_slots(plan, slots)
 
@@ -171,7 +179,7 @@ def advance(
     """Decodes until at most `stop_at_active` rows are active, or for `max_steps` tokens.
 
     Returns:
-      the slots, and for the host a copy of (active [B], generated [B], outputs [B, S]).
+      the slots, and for the host a copy of (active [B], generated [B], outputs [B, S], traced).
     """
 
     def unfinished(carry):
@@ -184,7 +192,7 @@ def advance(
 
     _, slots = jax.lax.while_loop(unfinished, step, (jnp.int32(0), slots))
     slots = _place_slots(plan, slots)  # a loop's result has no constraint of its own
-    return slots, (slots.active, slots.generated, slots.outputs)
+    return slots, (slots.active, slots.generated, slots.outputs, slots.traced)
 
 
 def _step(plan: Plan, params, key, eos_ids, stop_table, slots: Slots) -> Slots:
@@ -198,11 +206,15 @@ def _step(plan: Plan, params, key, eos_ids, stop_table, slots: Slots) -> Slots:
         )
         logits.append(new[:, 0])
         caches.append(cache)
-    chosen = _choose(plan, logits, key, slots.requests, slots.generated)
+    chosen, traced = _choose(plan, logits, key, slots.requests, slots.generated)
     kept, generated, active = _count(eos_ids, chosen, slots.active, slots.generated, slots.limits)
     matched, active = _match(stop_table, chosen, slots.matched, active)
     column = jnp.where(kept, slots.positions + 1, plan.length)
-    outputs = slots.outputs.at[jnp.arange(plan.slots), column].set(chosen, mode="drop")
+
+    def put(whole, new):
+        return whole.at[jnp.arange(plan.slots), column].set(new, mode="drop")
+
+    outputs, traced = jax.tree.map(put, (slots.outputs, slots.traced), (chosen, traced))
     slots = slots.replace(
         caches=tuple(caches),
         tokens=chosen,
@@ -211,13 +223,17 @@ def _step(plan: Plan, params, key, eos_ids, stop_table, slots: Slots) -> Slots:
         matched=matched,
         active=active,
         outputs=outputs,
+        traced=traced,
     )
     return _place_slots(plan, slots)
 
 
-def _choose(plan: Plan, logits, key, requests, counts) -> jax.Array:
+def _choose(plan: Plan, logits, key, requests, counts) -> tuple[jax.Array, Columns | None]:
     combined = plan.combine(logits, plan.vocab_size)
-    return choose(plan.sampling, combined, row_keys(key, requests, counts))
+    chosen = choose(plan.sampling, combined, row_keys(key, requests, counts))
+    if not plan.trace:
+        return chosen, None
+    return chosen, trace_tokens(logits[0], combined, chosen, plan.vocab_size)
 
 
 def _count(eos_ids, chosen, active, generated, limits):

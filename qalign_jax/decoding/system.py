@@ -4,15 +4,17 @@ import collections
 import dataclasses
 import os
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 from jax.sharding import Mesh
 
 from qalign_jax.checkpoints.model import Model, load_model, tokenizer_directory
 from qalign_jax.data.tokenizer import Tokenizer, difference, load_tokenizer
 from qalign_jax.decoding.combine import Combine, combination
-from qalign_jax.decoding.engine import Engine
+from qalign_jax.decoding.engine import Engine, Generated
 from qalign_jax.decoding.likelihood import Continuation
 from qalign_jax.decoding.sampling import Sampling
+from qalign_jax.decoding.trace import Trace
 from qalign_jax.decoding.turns import Conversations, Turns
 from qalign_jax.models.params import cast_params
 
@@ -81,7 +83,12 @@ class System:
         return _encode(self.names, [model.tokenizer for model in self.models], texts)
 
     def engine(
-        self, *, mesh: Mesh | None = None, slots: int = 64, sampling: Sampling = Sampling()
+        self,
+        *,
+        mesh: Mesh | None = None,
+        slots: int = 64,
+        sampling: Sampling = Sampling(),
+        trace: bool = False,
     ) -> Engine:
         """An engine that decodes with these models; arguments and errors as of `Engine`."""
         return Engine(
@@ -91,7 +98,17 @@ class System:
             mesh=mesh,
             slots=slots,
             sampling=sampling,
+            trace=trace,
         )
+
+
+class Answer(NamedTuple):
+    """The answer to a prompt: the prompt's number, the text, the ids without EOS, their trace."""
+
+    number: int
+    text: str
+    tokens: Sequence[int]
+    trace: Trace | None = None
 
 
 class TextGenerator:
@@ -112,20 +129,20 @@ class TextGenerator:
         max_new_tokens: int,
         numbers: Sequence[int] | None = None,
         turns: Turns | None = None,
-    ) -> Iterator[tuple[int, str, list[int]]]:
-        """Yields (number, text, ids without EOS) as answers finish, in any order.
+    ) -> Iterator[Answer]:
+        """Yields answers as they finish, in any order.
 
         Arguments and errors as in `Engine.generate`. With `turns` every turn has up to
         `max_new_tokens`, the text has the replies in it, and the ids are all that were generated.
         """
         encoded = self._encode(prompts)
-        if turns is None:
-            answers = self._engine.generate(encoded, max_new_tokens, numbers)
-            return ((number, self._tokenizers[0].decode(ids), ids) for number, ids in answers)
         numbers = range(len(prompts)) if numbers is None else numbers
-        conversations = Conversations(turns, numbers, prompts, self._tokenizers[0], self._encode)
-        answers = self._engine.generate(encoded, max_new_tokens, numbers, conversations)
-        return _with_replies(conversations, answers)
+        conversations = None
+        if turns is not None:
+            tokenizer = self._tokenizers[0]
+            conversations = Conversations(turns, numbers, prompts, tokenizer, self._encode)
+        generated = self._engine.generate(encoded, max_new_tokens, numbers, conversations)
+        return self._answers(generated, conversations)
 
     def log_likelihoods(
         self, prompts: Sequence[str], choices: Sequence[Sequence[str]]
@@ -149,18 +166,21 @@ class TextGenerator:
                 row = found.pop(index)
                 yield index, [row[place] for place in range(len(row))]
 
+    def _answers(
+        self, generated: Iterator[Generated], conversations: Conversations | None
+    ) -> Iterator[Answer]:
+        tokenizer = self._tokenizers[0]
+        try:
+            for number, ids, traced in generated:
+                text = conversations.answers[number] if conversations else tokenizer.decode(ids)
+                trace = None if traced is None else Trace.of(tokenizer, ids, traced)
+                yield Answer(number, text, ids, trace)
+        finally:
+            if conversations:
+                conversations.close()
+
     def _encode(self, texts: Sequence[str]) -> list[list[int]]:
         return _encode(self._names, self._tokenizers, texts)
-
-
-def _with_replies(
-    conversations: Conversations, answers: Iterator[tuple[int, list[int]]]
-) -> Iterator[tuple[int, str, list[int]]]:
-    try:
-        for number, ids in answers:
-            yield number, conversations.answers[number], ids
-    finally:
-        conversations.close()
 
 
 def check_tokenizers(names: Sequence[str], tokenizers: Sequence[Tokenizer]) -> None:

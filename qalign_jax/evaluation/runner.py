@@ -13,6 +13,7 @@ from etils import epath
 from jax.experimental import multihost_utils
 
 from qalign_jax.data import prompts
+from qalign_jax.decoding.system import Answer
 from qalign_jax.decoding.turns import Turns
 from qalign_jax.evaluation import scores
 from qalign_jax.evaluation.benchmarks import Benchmark
@@ -33,8 +34,8 @@ class Generator(Protocol):
 
     def __call__(
         self, prompts: Sequence[str], max_new_tokens: int, *, turns: Turns | None = None
-    ) -> Iterator[tuple[int, str, Sequence[int]]]:
-        """Yields (index of the prompt, text, ids generated), in any order."""
+    ) -> Iterator[Answer]:
+        """Yields answers, numbered by the index of the prompt, in any order."""
         ...
 
     def log_likelihoods(
@@ -59,7 +60,8 @@ def evaluate(
     """Answers the problems without an answer, then scores all.
 
     Writes `<directory>/<system>/<benchmark>/<language>.jsonl`, and for multiple choice the choices'
-    likelihoods into `likelihood/<language>.jsonl` there. All languages go to the generator in one
+    likelihoods into `likelihood/<language>.jsonl` there. A line holds the answer's trace where the
+    generator gives one. All languages go to the generator in one
     stream, which keeps its decode slots full to the end.
 
     Args:
@@ -101,10 +103,12 @@ def evaluate(
     def generated(indices: Sequence[int]) -> _Answers:
         turns = {"turns": execution.turns} if execution else {}
         found = generate([texts[index] for index in indices], limit, **turns)
-        for position, output, ids in found:
-            answer = {"output": output, "tokens": len(ids)}
+        for position, output, ids, trace in found:
+            answer: dict[str, Any] = {"output": output, "tokens": len(ids)}
             if execution and answers:
                 answer["executions"] = execution.take(position)
+            if trace:
+                answer["trace"] = trace.to_json()
             yield position, answer, len(ids)
 
     def weighed(indices: Sequence[int]) -> _Answers:

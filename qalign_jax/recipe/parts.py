@@ -85,7 +85,7 @@ def training(init: Value, data: dict[str, ConfigDict], **changes) -> ConfigDict:
 def system(model: Value, expert: Value = "", antiexpert: Value = "", **changes) -> ConfigDict:
     """One system to score: a model, or one steered by an expert against an anti-expert.
 
-    `changes`: alpha, preset and small_preset, as in SystemConfig (recipe/stages/evaluate.py).
+    `changes`: alpha, preset, small_preset, trace, as in SystemConfig (recipe/stages/evaluate.py).
     """
     keys = [field.name for field in dataclasses.fields(SystemConfig)]
     values = {"model": model, "expert": expert, "antiexpert": antiexpert, **changes}

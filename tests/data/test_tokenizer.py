@@ -1,7 +1,11 @@
+import itertools
 import json
+import re
 
+import numpy as np
 import pytest
 import tokenizers
+from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from qalign_jax.data.tokenizer import load_tokenizer, train_sentencepiece
 
@@ -58,6 +62,113 @@ def test_decoding_leaves_out_special_ids_and_ids_of_a_padded_head(either):
     ids = either.encode("Tom has 3 apples.")
     padded = [either.bos_id, *ids, either.eos_id, either.vocab_size, either.vocab_size + 100]
     assert either.decode(padded) == "Tom has 3 apples."
+
+
+SCRIPTS = [
+    *HARD_TEXTS,
+    " Äpfel und  Öl",
+    "ทอมมีแอปเปิล 3 ผล แล้ว",
+    "టామ్ వద్ద ３ ఆపిల్స్",
+    "👩‍👩‍👧‍👦 🇩🇪 e\u0301 𝔘",
+]
+BYTES = {char: byte for byte, char in bytes_to_unicode().items()}
+
+
+@pytest.fixture(params=["sentencepiece", "its tokenizer.json", "byte level", "llama2", "mistral"])
+def any_kind(request, tokenizer, hugging_face_directory, tmp_path):
+    if request.param == "its tokenizer.json":  # byte pieces, and a decoder in steps
+        for name, content in tokenizer.hugging_face_files().items():
+            if name.endswith(".json"):
+                (tmp_path / name).write_bytes(content)
+        return load_tokenizer(tmp_path)
+    if request.param == "byte level":
+        return load_tokenizer(hugging_face_directory)
+    if request.param == "sentencepiece":
+        return tokenizer
+    file = {"llama2": "llama2/tokenizer.model", "mistral": "mistral/tokenizer.model.v1"}
+    return load_tokenizer(request.getfixturevalue("real_data") / "tokenizers" / file[request.param])
+
+
+def complete(tokenizer, ids):
+    """The characters of which ids of a valid text hold all bytes, read piece by piece."""
+    content = b""
+    for piece in map(tokenizer.piece, ids):
+        if byte := re.fullmatch("<0x(..)>", piece):
+            content += bytes.fromhex(byte[1])
+        elif tokenizer.vocab_size == 500:
+            content += bytes(BYTES[char] for char in piece)
+        else:
+            content += piece.encode()
+    return content.decode(errors="ignore")
+
+
+@pytest.mark.parametrize("text", SCRIPTS)
+def test_a_characters_text_stands_at_the_id_that_completes_it(any_kind, text):
+    ids = any_kind.encode(text)
+    told, _ = any_kind.texts(ids, ids)
+    lead = len(complete(any_kind, ids)) - len(text)  # the space that decoding drops
+    read = [complete(any_kind, ids[:end])[lead:] for end in range(len(ids) + 1)]
+    assert told == [now[len(before) :] for before, now in itertools.pairwise(read)]
+    assert "".join(told) == text
+
+
+def test_texts_of_real_questions_together_are_the_decoded_ids(any_kind, real_data):
+    for language in ("bn", "th", "zh", "te", "ja", "ru"):
+        lines = (real_data / "mgsm" / "tsv" / f"mgsm_{language}.tsv").read_text().splitlines()
+        for ids in any_kind.encode_batch([line.split("\t")[0] for line in lines[:5]]):
+            told, others = any_kind.texts(ids, ids)
+            assert "".join(told) == any_kind.decode(ids) and told == others
+
+
+def test_texts_of_any_ids_together_are_the_decoded_ids(any_kind):
+    rng = np.random.default_rng(0)
+    bytes_ = [i for i in range(any_kind.vocab_size) if any_kind.piece(i).startswith("<0x")]
+    for size, among in [(40, any_kind.vocab_size + 3), (40, bytes_ or 258), (1, 9), (0, 9)]:
+        for _ in range(100):
+            ids = rng.choice(among, size).tolist()
+            told, others = any_kind.texts(ids, ids[::-1])
+            assert "".join(told) == any_kind.decode(ids)
+            assert len(told) == len(others) == size
+
+
+def test_another_id_in_a_place_reads_as_behind_the_same_text(any_kind):
+    ids = any_kind.encode("汤姆有 12 个 Äpfel. 👩")
+    a, word = (any_kind.encode(f"x{text}")[-1] for text in ("a", " a"))
+    assert any_kind.texts(ids, [a] * len(ids))[1] == ["a"] * len(ids)
+    space = any_kind.decode([a, word])[1:-1]  # "" where " a" is no piece
+    assert any_kind.texts(ids, [word] * len(ids))[1][1:] == [space + "a"] * (len(ids) - 1)
+    begun = any_kind.encode("𐎠")[-4]  # the first of four bytes
+    assert any_kind.texts(ids, [begun] * len(ids))[1] == [""] * len(ids)
+    assert any_kind.texts(ids, [any_kind.eos_id] * len(ids))[1] == [""] * len(ids)
+
+
+def test_special_ids_have_no_text_and_take_none_from_their_neighbours(any_kind):
+    ids = [number for text in ("Tom has", " apples. Tom") for number in any_kind.encode(text)]
+    plain, _ = any_kind.texts(ids, ids)
+    for special in (any_kind.bos_id, any_kind.vocab_size):
+        for place in range(1, len(ids)):
+            told, _ = any_kind.texts(
+                [*ids[:place], special, special, *ids[place:]], [special] * (len(ids) + 2)
+            )
+            assert told == [*plain[:place], "", "", *plain[place:]]
+
+
+def test_an_id_of_a_character_and_a_part_of_the_next_has_the_text_of_the_first(tmp_path):
+    """As LLaMA3's: a space and the first two bytes of a Bengali letter are one id."""
+    alphabet = sorted(BYTES)
+    pieces = ["<s>", "</s>", *alphabet, "Ġà¦", "¬à", "¦¾."]  # of " বা."
+    bpe = tokenizers.models.BPE({piece: i for i, piece in enumerate(pieces)}, [])
+    made = tokenizers.Tokenizer(bpe)
+    made.decoder = tokenizers.decoders.ByteLevel()
+    made.save(str(tmp_path / "tokenizer.json"))
+    config = {"bos_token": "<s>", "eos_token": "</s>"}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    loaded = load_tokenizer(tmp_path)
+    ids = [pieces.index(piece) for piece in ("a", "Ġà¦", "¬à", "¦¾.", "Ġà¦", "¬à", "¦¾.", "b")]
+    assert loaded.decode(ids) == "a বা. বা.b"
+    told, others = loaded.texts(ids, [pieces.index("Ġà¦")] * len(ids))
+    assert told == ["a", " ", "ব", "া.", " ", "ব", "া.", "b"]
+    assert others == [" "] * len(ids)
 
 
 def test_a_saved_tokenizer_is_the_same_tokenizer(either, tmp_path):

@@ -72,7 +72,7 @@ def reference(alpha, antiexpert):
 
 def decode(alpha, antiexpert, **options):
     engine = Engine(models(antiexpert), ProxyTuning(alpha), eos_ids=(10_000,), **options)
-    return [ids for _, ids in sorted(engine.generate(prompts(), NEW))]
+    return [answer.tokens for answer in sorted(engine.generate(prompts(), NEW))]
 
 
 @pytest.mark.slow
@@ -93,7 +93,7 @@ def test_a_mesh_changes_no_answer():
 
 def test_alpha_matters():
     large = Engine(models(SMALL)[:1], eos_ids=(10_000,), slots=2)
-    alone = [ids for _, ids in sorted(large.generate(prompts(), NEW))]
+    alone = [answer.tokens for answer in sorted(large.generate(prompts(), NEW))]
     assert decode(0.0, SMALL, slots=2) == alone
     assert decode(1.0, SMALL, slots=2) != alone
 

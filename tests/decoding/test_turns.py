@@ -95,7 +95,7 @@ def generator(model, **options):
 def answers(model, prompts, turns, new=NEW, numbers=None, **options):
     found = list(generator(model, **options)(prompts, new, numbers, turns))
     assert len(found) == len(prompts)
-    return {number: (text, ids) for number, text, ids in found}
+    return {answer.number: (answer.text, answer.tokens) for answer in found}
 
 
 def greedy(reference, ids, new, eos):
@@ -215,9 +215,9 @@ def test_no_reply_ends_an_answer_at_the_stop_string(model, prompts, expected):
 
 
 def test_a_stop_string_that_never_comes_changes_no_answer(model, prompts):
-    without = {n: answer for n, *answer in generator(model, slots=16)(prompts, NEW)}
+    without = generator(model, slots=16)(prompts, NEW)
     found = answers(model, prompts, Turns("</llm-code>", at_once), slots=16)
-    assert {n: list(answer) for n, answer in found.items()} == without
+    assert found == {number: (text, ids) for number, text, ids, _ in without}
 
 
 def test_a_row_that_waits_for_its_reply_gives_its_slot_to_others(model, prompts, expected):
@@ -236,10 +236,10 @@ def test_a_row_that_waits_for_its_reply_gives_its_slot_to_others(model, prompts,
 
     chosen = [stopped, *others]
     found = generator(model, slots=1)([prompts[n] for n in chosen], NEW, chosen, Turns(STOP, reply))
-    assert {next(found)[0] for _ in others} == set(others)  # while there is no reply
+    assert {next(found).number for _ in others} == set(others)  # while there is no reply
     assert [number for number, _ in asked] == [stopped]
     first.set_result(reply_to(*asked[0]))
-    assert [text for _, text, _ in found] == [expected(STOP)[stopped][0]]
+    assert [answer.text for answer in found] == [expected(STOP)[stopped][0]]
 
 
 def test_an_answer_goes_on_before_others_begin(model, prompts, expected):
@@ -299,7 +299,7 @@ def test_later_turns_sample_with_new_noise(model, prompts):
     )
     sampling = Sampling(temperature=1.0, seed=1)
     whole = {
-        n: ids for n, _, ids in generator(equal, slots=16, sampling=sampling)(prompts, 4 * NEW)
+        n: ids for n, _, ids, _ in generator(equal, slots=16, sampling=sampling)(prompts, 4 * NEW)
     }
     turns = Turns("e", at_once)
     found = answers(equal, prompts, turns, slots=16, sampling=sampling)

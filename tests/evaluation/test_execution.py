@@ -4,10 +4,11 @@ import json
 
 import pytest
 
+from qalign_jax.decoding.system import Answer
 from qalign_jax.evaluation import benchmarks
 from qalign_jax.evaluation.execution import Execution
+from qalign_jax.evaluation.predictions import score
 from qalign_jax.evaluation.runner import evaluate
-from qalign_jax.score import score
 from tests.files import write_jsonl
 
 pytestmark = pytest.mark.usefixtures("bubblewrap")
@@ -36,7 +37,7 @@ class Solving:
             output = reply and reply.result()
             if output:
                 text += f"{output}It is \\boxed{{{output.splitlines()[2]}}}."
-            yield index, text, [5] * 9
+            yield Answer(index, text, [5] * 9)
 
 
 def problems(count=3):

@@ -4,6 +4,8 @@ import json
 
 import pytest
 
+from qalign_jax.decoding.system import Answer
+from qalign_jax.decoding.trace import Trace
 from qalign_jax.evaluation import benchmarks
 from qalign_jax.evaluation.runner import evaluate
 
@@ -36,7 +38,7 @@ class Answering:
                 raise KeyboardInterrupt
             number = int(prompt.split("{")[1].split("}")[0])
             sign = "-" if "de?" in prompt and number % 2 == 0 else ""
-            yield index, f"Text\u2028more. The answer is {sign}{number}.", [5] * 7
+            yield Answer(index, f"Text\u2028more. The answer is {sign}{number}.", [5] * 7)
 
 
 def run(directory, generate, problems=None, settings=SETTINGS, **more):
@@ -197,8 +199,9 @@ def test_a_process_that_does_not_write_answers_too_and_leaves_no_file(tmp_path):
 def test_telugu_is_reported_and_not_averaged(tmp_path):
     class Wrong(Answering):
         def __call__(self, prompts, max_new_tokens):
-            for index, text, tokens in super().__call__(prompts, max_new_tokens):
-                yield index, "0" if "te?" in prompts[index] else text, tokens
+            for answer in super().__call__(prompts, max_new_tokens):
+                telugu = "te?" in prompts[answer.number]
+                yield answer._replace(text="0") if telugu else answer
 
     result = run(tmp_path, Wrong(), problems_of(("de", "te", "en")))
     assert (result["te"], result["average"], result["non_english"]) == (0.0, 100.0, 100.0)
@@ -220,11 +223,44 @@ def test_bad_problems_are_refused(tmp_path, problems, message):
         evaluate("s", BENCHMARK, problems, Answering(), "paper", tmp_path, SETTINGS)
 
 
+class Traced(Answering):
+    """Answers with a trace of seven tokens, as Answering's tokens are."""
+
+    def __call__(self, prompts, max_new_tokens):
+        halves = [0.5] * 7
+        for answer in super().__call__(prompts, max_new_tokens):
+            ids, texts = [answer.number] * 7, ["a"] * 7
+            trace = Trace(ids, texts, ids, texts, halves, halves, halves)
+            yield answer._replace(trace=trace)
+
+
+def test_traces_stand_in_the_lines_of_answers_and_stay_there_after_an_interruption(tmp_path):
+    settings = SETTINGS | {"trace": True}
+    result = run(tmp_path / "whole", Traced(), settings=settings)
+    assert result == run(tmp_path / "untraced", Answering())
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "cut", Traced(3), settings=settings)
+    assert run(tmp_path / "cut", Traced(), settings=settings) == result
+    for name in ("whole", "cut"):
+        header, *lines = rows(tmp_path / name, "en")
+        assert header["header"]["settings"]["trace"] is True
+        traces = [line.pop("trace") for line in lines]
+        assert lines == rows(tmp_path / "untraced", "en")[1:]
+        assert [trace["moved"] for trace in traces] == [[0.5] * 7] * 4
+        assert [trace["base_text"] for trace in traces] == [["a"] * 7] * 4
+
+
+def test_answers_made_without_a_trace_are_refused_with_one(tmp_path):
+    run(tmp_path, Answering())
+    with pytest.raises(ValueError, match=r"trace was \(absent\), is true. Delete that file"):
+        run(tmp_path, Traced(), settings=SETTINGS | {"trace": True})
+
+
 def test_a_generator_that_leaves_a_prompt_unanswered_is_an_error(tmp_path):
     with pytest.raises(RuntimeError, match="left 8 prompts"):
         run(tmp_path, lambda prompts, limit: iter(()))
     with pytest.raises(RuntimeError, match="answered prompt 0 twice"):
-        run(tmp_path, lambda prompts, limit: iter([(0, "1", [5]), (0, "1", [5])]))
+        run(tmp_path, lambda prompts, limit: iter([Answer(0, "1", [5])] * 2))
 
 
 class Choosing:
@@ -235,7 +271,7 @@ class Choosing:
 
     def __call__(self, prompts, max_new_tokens):
         for index, prompt in enumerate(prompts):
-            yield index, "B" if "de?" in prompt else "A", [5]
+            yield Answer(index, "B" if "de?" in prompt else "A", [5])
 
     def log_likelihoods(self, prompts, choices):
         self.weighed = list(prompts)

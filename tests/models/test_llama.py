@@ -187,8 +187,8 @@ def test_padded_vocabulary_is_never_predicted(rows):
 
 @pytest.mark.parametrize(
     "name, billions",
-    [("llama2_7b", 6.738), ("llama2_13b", 13.016), ("llama2_70b", 68.977), ("llama3_8b", 8.030),
-     ("mistral_7b", 7.242)],
+    [("smollm2_360m", 0.362), ("tinyllama_1b", 1.100), ("llama2_7b", 6.738),
+     ("llama2_13b", 13.016), ("llama2_70b", 68.977), ("llama3_8b", 8.030), ("mistral_7b", 7.242)],
 )  # fmt: skip
 def test_presets_have_the_published_number_of_parameters(name, billions):
     assert round(PRESETS[name].config.num_parameters / 1e9, 3) == billions

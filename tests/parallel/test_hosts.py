@@ -255,8 +255,10 @@ params = init_params(config, jax.random.key(0))
 model = Model(config, execution, params, load_tokenizer(tokenizer), "short")
 prompts = ["Tom", "Mia has 3 apples.", "How many", "a", "b", "12 + 3", "c", "d", "e", "f"]
 with concurrent.futures.ThreadPoolExecutor(4) as pool:
-    generator = TextGenerator(System.of([model], ["one"]), slots=4, mesh=make_mesh(mesh))
-    answers = sorted(generator(prompts, 24, turns=Turns(".", reply, most=2)))
+    where = make_mesh(mesh)
+    generator = TextGenerator(System.of([model], ["one"]), slots=4, mesh=where, trace=True)
+    found = sorted(generator(prompts, 24, turns=Turns(".", reply, most=2)))
+answers = [[*answer[:3], answer.trace.to_json()] for answer in found]
 print(json.dumps({"sent": sent, "answers": answers, "asked": sorted(asked)}))
 """
 

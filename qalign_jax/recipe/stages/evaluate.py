@@ -6,14 +6,14 @@ import dataclasses
 import functools
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
 import jax
 
 from qalign_jax.ahead.jobs import DecodingJob, Workload
 from qalign_jax.data.examples import load_examples
-from qalign_jax.decoding.system import System, TextGenerator, check_tokenizers
+from qalign_jax.decoding.system import Answer, System, TextGenerator, check_tokenizers
 from qalign_jax.evaluation import benchmarks, records, runner, statistics
 from qalign_jax.evaluation.benchmarks import Benchmark
 from qalign_jax.evaluation.execution import TURNS, Execution
@@ -41,6 +41,7 @@ class SystemConfig:
     alpha: float = 1.0
     preset: str = ""
     small_preset: str = ""
+    trace: bool = False  # what the model alone would have said, in the lines of answers
 
     def sources(self) -> list[Source]:
         """The weights of the model, or of (model, expert, anti-expert)."""
@@ -217,6 +218,8 @@ class _LazyGenerator:
         }
         if len(self._weights) == 3:
             self.settings["alpha"] = system.alpha
+        if system.trace:
+            self.settings["trace"] = True
 
     @functools.cached_property
     def _generator(self) -> TextGenerator:
@@ -224,9 +227,10 @@ class _LazyGenerator:
         models = [weights.load(mesh, self._stage.dtype or None) for weights in self._weights]
         names = [source.name for source in self._system.sources()]
         system = System.of(models, names, self._system.alpha)
-        return TextGenerator(system, mesh=mesh, slots=self._stage.slots)
+        slots, trace = self._stage.slots, self._system.trace
+        return TextGenerator(system, mesh=mesh, slots=slots, trace=trace)
 
-    def __call__(self, *args, **options) -> Iterator[tuple[int, str, Sequence[int]]]:
+    def __call__(self, *args, **options) -> Iterator[Answer]:
         return self._generator(*args, **options)
 
     def log_likelihoods(self, prompts, choices) -> Iterator[tuple[int, list[float]]]:
