@@ -1,62 +1,65 @@
 """The report: one self-contained HTML page from the files of a run's stages."""
 
-import base64
 import json
 import os
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-import jinja2
 from etils import epath
 
 from qalign_jax import files
-from qalign_jax.reporting import tables
+from qalign_jax.analysis.plots import Bar
+from qalign_jax.reporting import explorer, provenance, published, tables, templates
+from qalign_jax.reporting.charts import Chart, Charts
+from qalign_jax.reporting.stages import Stage, in_order, read
 
-_CONSISTENCY = ("language", "prediction")
-_CAPTIONS = {
-    "space": "Hidden states of the same questions, means over a question's tokens, in two "
-    "principal components of each system",
-    "layers": "By layer: how much nearer translations are than other questions, how often they "
-    "are found, and the share of variance between languages",
-    "curve": "Accuracy against the question pairs of stage I",
+_CONSISTENCY = {
+    "language": "Answers in the question's language",
+    "prediction": "Predictions equal to the English one of the same question",
 }
 
 
 def write(workdir: str | os.PathLike) -> epath.Path:
     """Writes `<workdir>/report.html` from the stages' files and returns its path.
 
-    Reads config.json and, in every stage's folder, results.json, metrics.jsonl and packing.json;
-    each may be absent, so that an unfinished run has a page too.
+    Reads config.json and, in every stage's folder, results.json, metrics.jsonl, packing.json and
+    done.json; each may be absent, so that an unfinished run has a page too.
 
     Raises:
       ValueError: there is no such folder, or nothing of a run in it, or a file is damaged.
     """
     workdir = epath.Path(workdir)
-    if not workdir.is_dir():
-        raise ValueError(f"--workdir={workdir}: there is no such folder; give a run's workdir")
-    config = _json(workdir / "config.json")
-    stages = [_stage(workdir / name) for name in _stage_names(workdir, config)]
-    trained = [stage for stage in stages if stage["training"] or stage["packing"]]
-    evaluated = [stage for stage in stages if stage["systems"]]
-    analysed = [stage for stage in stages if stage["pictures"]]
-    if not (config or trained or evaluated or analysed):
-        raise ValueError(
-            f"{workdir} holds no config.json, results.json or metrics.jsonl; give a run's workdir"
-        )
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("qalign_jax.reporting", "."),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    page = environment.get_template("page.html.jinja").render(
-        title=(config or {}).get("name") or workdir.name,
-        fast=(config or {}).get("fast", False),
-        captions=_CAPTIONS,
-        evaluated=evaluated,
-        analysed=analysed,
-        trained=trained,
-        notes=_notes(config),
+    config, stages = read(workdir)
+    evaluated = [stage for stage in stages if stage.systems]
+    asked = provenance.evaluations(config) or [stage.name for stage in evaluated]
+    names = [system for stage in evaluated for system in stage.systems]
+    names += [system for stage in stages for system in stage.representations]
+    names += [name for s in stages for each in s.reasoning.values() for name in in_order(each)]
+    charts = Charts(list(dict.fromkeys(names)))
+    presets = provenance.presets(config)
+    done = {stage.name: stage.done for stage in stages if stage.done is not None}
+    page = templates.render(
+        "page.html.jinja",
+        title=config.get("name") or workdir.name,
+        fast=config.get("fast", False),
+        notes=provenance.notes(config),
+        facts=provenance.facts(config, done),
+        made=in_order(provenance.systems(config)),
+        baseline=provenance.baseline(config),
+        systems=charts.keys(list(charts.look)),
+        headlines=_headlines(evaluated),
+        evaluated=[_evaluation(stage, charts, presets) for stage in evaluated],
+        marks=published.MARKS,
+        consistent=_consistent(evaluated, charts),
+        explorer=explorer.section(workdir, asked),
+        curves=[charts.training(s.name, s.metrics) for s in stages if s.metrics],
+        trained=[_training(stage) for stage in stages if stage.metrics or stage.packing],
+        represented=[_representations(s, charts) for s in stages if s.representations],
+        reasoned=_reasoning(stages, charts),
+        scaled=[charts.data_scale(stage.data_scale) for stage in stages if stage.data_scale],
+        pictures=[stage for stage in stages if stage.pictures and not stage.is_drawn],
+        workdir=workdir,
+        stages=[stage for stage in stages if stage.files],
         config=json.dumps(config, indent=2, ensure_ascii=False) if config else "",
     )
     path = workdir / "report.html"
@@ -64,33 +67,89 @@ def write(workdir: str | os.PathLike) -> epath.Path:
     return path
 
 
-def _stage_names(workdir: epath.Path, config: Any) -> list[str]:
-    """The stages' folders in the recipe's order, then other folders."""
-    there = sorted(path.name for path in workdir.iterdir() if path.is_dir())
-    recipe = [name for name in (config or {}).get("stages") or () if name in there]
-    return recipe + [name for name in there if name not in recipe]
+def _headlines(evaluated: Iterable[Stage]) -> list[dict[str, Any]]:
+    """The comparison that matters of every benchmark: qalign's, or else the first system's."""
+    found = []
+    for stage in evaluated:
+        for benchmark, rows in tables.comparisons(stage.systems).items():
+            chosen = [row for row in rows if row.system == "qalign"] or rows
+            row = chosen[0]  # the mean without English comes first
+            key = next(key for key, word in tables.MEANS.items() if word == row.mean)
+            against = stage.systems[row.baseline][benchmark].get(key)
+            found.append({"benchmark": benchmark, "row": row, "against": against})
+    return found
 
 
-def _stage(folder: epath.Path) -> dict[str, Any]:
-    results = _json(folder / "results.json") or {}
-    systems = results.get("systems") or {}
+def _evaluation(stage: Stage, charts: Charts, presets: tuple[str, ...]) -> dict[str, Any]:
+    """The tables and the chart of every benchmark of a stage."""
     found: dict[str, list[tuple[str, tables.Table]]] = {}
     for reader, title in tables.READERS.items():
-        for table in tables.tables(systems, reader):
+        for table in tables.tables(stage.systems, reader):
             found.setdefault(table.benchmark, []).append((title, table))
+    compared = tables.comparisons(stage.systems)
     return {
-        "name": folder.name,
-        "systems": systems,
-        "tables": found,
-        "comparisons": tables.comparisons(systems),
-        "details": {benchmark: _details(systems, benchmark) for benchmark in found},
-        "pictures": _pictures(folder),
-        "training": _training(folder / "metrics.jsonl"),
-        "packing": _json(folder / "packing.json"),
+        "name": stage.name,
+        "benchmarks": [
+            {
+                "name": benchmark,
+                "chart": charts.accuracy(readers[0][1]),
+                "readers": readers,
+                "compared": compared.get(benchmark),
+                "published": _published(benchmark, presets),
+            }
+            for benchmark, readers in found.items()
+        ],
     }
 
 
-def _details(systems: dict[str, Any], benchmark: str) -> list[dict[str, Any]]:
+def _published(benchmark: str, presets: tuple[str, ...]) -> dict[str, Any] | None:
+    rows = published.rows(benchmark, presets)
+    by_language = [row for row in rows if row.languages]
+    consistency = published.consistency(benchmark, presets)
+    languages = list(dict.fromkeys(key for row in by_language for key in row.languages))
+    if not rows:
+        return None
+    return {
+        "rows": rows,
+        "by_language": by_language,
+        "consistency": consistency,
+        "languages": languages,
+        "marks": [mark for mark in published.MARKS if mark in {row.mark for row in rows}],
+    }
+
+
+def _consistent(evaluated: Iterable[Stage], charts: Charts) -> list[dict[str, Any]]:
+    """A benchmark's consistency: a chart each of answers' language and predictions, and a table."""
+    found = []
+    for stage in evaluated:
+        for benchmark in dict.fromkeys(name for each in stage.systems.values() for name in each):
+            rows = _details(stage.systems, benchmark)
+            drawn = [
+                charts.bars(bars, title, "Per cent.", benchmark)
+                for key, title in _CONSISTENCY.items()
+                if (bars := _consistency_bars(stage.systems, benchmark, key))
+            ]
+            if rows:
+                found.append({"benchmark": benchmark, "charts": drawn, "rows": rows})
+    return found
+
+
+def _consistency_bars(
+    systems: Mapping[str, Any], benchmark: str, key: str
+) -> dict[str, dict[str, Bar]]:
+    """System -> language -> its bar, the mean without English last."""
+    bars = {}
+    for system, results in systems.items():
+        shares = results.get(benchmark, {}).get("consistency", {}).get(key, {})
+        means = [name for name in tables.MEANS if name in shares]  # behind the languages
+        order = [name for name in shares if name not in means] + means
+        named = {tables.MEANS.get(name, name): Bar(shares[name]) for name in order}
+        if named:
+            bars[system] = named
+    return bars
+
+
+def _details(systems: Mapping[str, Any], benchmark: str) -> list[dict[str, Any]]:
     """Consistency and executions of the systems that have some."""
     rows = []
     for system, results in systems.items():
@@ -107,40 +166,41 @@ def _details(systems: dict[str, Any], benchmark: str) -> list[dict[str, Any]]:
     return rows
 
 
-def _pictures(folder: epath.Path) -> list[tuple[str, str]]:
-    """Name and base64 text of the PNG files that an analysis left."""
-    paths = sorted(path for path in folder.iterdir() if path.suffix == ".png")
-    return [(path.stem, base64.b64encode(path.read_bytes()).decode()) for path in paths]
-
-
-def _training(path: epath.Path) -> dict[str, Any] | None:
-    """First and last loss, steps, and the middle throughput of a stage's metrics."""
-    if not path.exists():
-        return None
-    # After a kill there may be repeated steps and a torn last line.
-    steps: dict[int, dict[str, Any]] = {}
-    for _, row in files.read_json_lines(path, "delete the line", torn=True):
-        if isinstance(row, dict) and "loss" in row and "step" in row:
-            steps[row["step"]] = row
-    if not steps:
-        return None
-    rows = [steps[step] for step in sorted(steps)]
+def _training(stage: Stage) -> dict[str, Any]:
+    """First and last loss, steps, the middle throughput, and how the examples were packed."""
+    packing, rows = stage.packing or {}, stage.metrics
     speeds = sorted(row["tokens_per_second"] for row in rows if row.get("tokens_per_second"))
+    padded, positions = packing.get("padded_positions"), packing.get("positions")
     return {
-        "steps": rows[-1]["step"],
-        "first_loss": rows[0]["loss"],
-        "last_loss": rows[-1]["loss"],
+        "name": stage.name,
+        "steps": rows[-1]["step"] if rows else None,
+        "losses": [rows[place]["loss"] for place in (0, -1)] if rows else [None, None],
         "tokens_per_second": speeds[len(speeds) // 2] if speeds else None,
-        "mfu": rows[-1].get("mfu"),
+        **{key: packing.get(key) for key in ("examples", "dropped", "truncated", "trained_tokens")},
+        "efficiency": packing.get("efficiency"),
+        "saved": padded / positions if padded and positions else None,
     }
 
 
-def _notes(config: Any) -> list[str]:
-    """The recipe's own words on where it departs from the paper: a text or a list of texts."""
-    notes = (config or {}).get("notes") or ()
-    return [notes] if isinstance(notes, str) else [str(note) for note in notes]
+def _representations(stage: Stage, charts: Charts) -> dict[str, Any]:
+    content = stage.results["representations"]
+    systems = stage.representations
+    projected = {system: found["pca"] for system, found in systems.items()}
+    layers = {system: found["layers"] for system, found in systems.items()}
+    languages = list(next(iter(projected.values()))["points"])
+    return {
+        "name": stage.name,
+        "questions": content["questions"],
+        "space": charts.space(projected),
+        "languages": charts.languages(languages),
+        "layers": charts.by_layer(layers, content["retrieval_by_chance"]),
+    }
 
 
-def _json(path: epath.Path) -> dict[str, Any] | None:
-    remedy = "delete it and done.json beside it, and start the same run again"
-    return files.read_object(path, remedy) if path.exists() else None
+def _reasoning(stages: Iterable[Stage], charts: Charts) -> list[tuple[str, Chart]]:
+    """Benchmark and chart of the agreement with English solutions."""
+    return [
+        (benchmark, charts.agreement(in_order(systems), benchmark))
+        for stage in stages
+        for benchmark, systems in stage.reasoning.items()
+    ]

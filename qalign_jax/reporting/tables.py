@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 # Behind the languages, in this order.
-_MEANS = {"non_english": "non-English", "average": "average"}
+MEANS = {"non_english": "non-English", "average": "average"}
 
 
 # The tables of a benchmark's result by their names in results.json; "" is the result itself.
@@ -65,12 +65,12 @@ def comparisons(systems: Mapping[str, Mapping[str, Any]]) -> dict[str, list[Comp
     for benchmark, results in _by_benchmark(systems).items():
         rows = [
             Comparison(
-                system, _MEANS[mean], result[mean], result["intervals"][mean],
+                system, MEANS[mean], result[mean], result["intervals"][mean],
                 result["versus"]["baseline"], versus["difference"], versus["interval"],
                 versus["p"],
             )
             for system, result in results.items()
-            for mean in _MEANS
+            for mean in MEANS
             if (versus := result.get("versus", {}).get(mean)) and mean in result
         ]  # fmt: skip
         if rows:
@@ -137,11 +137,11 @@ def _table(benchmark: str, scores: Mapping[str, Mapping[str, Any]]) -> Table:
         for system, result in scores.items()
     }
     present = list(dict.fromkeys(key for result in numbers.values() for key in result))
-    languages = [key for key in present if key not in (*_MEANS, "en")]
-    keys = languages + [key for key in ("en", *_MEANS) if key in present]
+    languages = [key for key in present if key not in (*MEANS, "en")]
+    keys = languages + [key for key in ("en", *MEANS) if key in present]
     return Table(
         benchmark,
-        tuple(_MEANS.get(key, key) for key in keys),
+        tuple(MEANS.get(key, key) for key in keys),
         tuple((system, tuple(row.get(key) for key in keys)) for system, row in numbers.items()),
         tuple(
             tuple(result.get("intervals", {}).get(key) for key in keys)

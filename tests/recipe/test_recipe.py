@@ -50,7 +50,7 @@ def make_config(tmp, **changes):
     config.evaluation = parts.evaluation(
         systems={
             "base": parts.system("base"),
-            "steered": parts.system("base", expert="tuned", antiexpert="base"),
+            "steered": parts.system("base", expert="tuned", antiexpert="base", trace=True),
         },
         benchmarks={
             "word_problems": parts.benchmark(
@@ -99,12 +99,19 @@ def test_a_run_leaves_the_files_that_it_promises(finished):
             assert "header" in header and len(answers) == 3
             assert set(answers[0]) >= {"id", "language", "question", "prompt", "output",
                                        "prediction", "answer", "correct"}  # fmt: skip
+            assert ("trace" in header["header"]["settings"]) == (system == "steered")
+            for answer in answers:
+                trace = answer.get("trace")
+                assert (trace is not None) == (system == "steered")
+                if trace:
+                    assert "".join(trace["text"]) == answer["output"]
+                    assert {len(column) for column in trace.values()} == {answer["tokens"]}
     results = json.loads((workdir / "evaluation" / "results.json").read_text())
     assert results["systems"] == outcome["systems"]
     scores = results["systems"]["steered"]["word_problems"]
     assert scores["average"] == pytest.approx((scores["de"] + scores["en"]) / 2, abs=0.01)
     assert scores["non_english"] == scores["de"] and "sound" in scores
-    assert "<h1>small</h1>" in page.write(workdir).read_text()
+    assert '<h1 dir="auto">small</h1>' in page.write(workdir).read_text()
 
 
 def test_running_again_does_nothing_and_says_the_same(finished, tmp):
@@ -113,6 +120,22 @@ def test_running_again_does_nothing_and_says_the_same(finished, tmp):
     before = {f: f.stat().st_mtime_ns for f in files if f.name != "report.html"}
     assert Recipe(make_config(tmp), workdir).run() == outcome
     assert before == {f: f.stat().st_mtime_ns for f in before}
+
+
+def test_a_traced_evaluation_goes_on_and_is_not_mixed_with_an_untraced_one(finished, tmp):
+    workdir = tmp / "traced"
+    shutil.copytree(finished[0], workdir)
+    (workdir / "evaluation" / "done.json").unlink()
+    file = workdir / "evaluation" / "steered" / "word_problems" / "de.jsonl"
+    whole = rows_of(file)
+    lines = file.read_text().splitlines(keepends=True)
+    file.write_text("".join(lines[:2] + lines[3:]))
+    config = make_config(tmp)
+    config.evaluation.systems.steered.trace = False
+    with pytest.raises(ValueError, match=r"de.jsonl .*settings.trace was true, is \(absent\)"):
+        Recipe(config, workdir).run()
+    Recipe(make_config(tmp), workdir).run()
+    assert rows_of(file) == whole
 
 
 def test_a_stage_that_was_stopped_behind_its_last_step_is_done_at_the_next_start(finished, tmp):

@@ -1,13 +1,14 @@
 """The table of results and the report page, from the files of a run."""
 
-import html.parser
 import json
+import re
 import subprocess
 import sys
 
 import pytest
 
 from qalign_jax.reporting import page, tables
+from tests.reporting.parsed import Parsed
 
 SYSTEMS = {
     "ralign": {
@@ -24,23 +25,6 @@ SYSTEMS = {
         "mgsm": {"de": 47.6, "average": 49.6, "sound": {"de": 47.0, "average": 48.0}}
     },
 }
-
-
-class Parsed(html.parser.HTMLParser):
-    def __init__(self, text):
-        super().__init__()
-        self.tags, self.links, self.open = [], [], []
-        self.feed(text)
-        assert self.open == []
-
-    def handle_starttag(self, tag, attributes):
-        self.tags.append(tag)
-        self.links += [value for key, value in attributes if key in ("src", "href")]
-        if tag not in ("meta", "br"):
-            self.open.append(tag)
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
 
 
 @pytest.fixture
@@ -79,25 +63,79 @@ def test_the_sound_readers_table_stands_beside():
 def test_the_page_shows_results_training_notes_and_config(workdir):
     text = page.write(workdir).read_text()
     parsed = Parsed(text)
-    assert parsed.tags.count("table") == 3
     assert "Telugu (te) is not among them" in text
     for shown in ("35.4", "39.0", "47.6", "7,473", "98.4 %", "2.5×", "3.000", "0.600", "300"):
         assert f">{shown}<" in text, shown
     assert "The prompt is shorter than the paper&#39;s &lt;b&gt;." in text
     assert "&#34;stages&#34;" in text
+    hostile = "<script>alert(1)</script>"
+    assert parsed.table("Published reader") == [
+        ["system", "de", "te", "en", "non-English", "average"],
+        ["ralign", "35.4", "1.0", "65.5", "35.4", "38.4"],
+        [hostile, "47.6", "–", "–", "–", "49.6"],
+    ]
+    assert parsed.table("Sound reader")[1:] == [
+        ["ralign", "36.0", "1.0", "65.0", "36.0", "39.0"],
+        [hostile, "47.0", "–", "–", "–", "48.0"],
+    ]
+    [stage] = parsed.table("Stages, and how")[1:]
+    assert stage == [
+        "response_alignment", "5", "3.000", "0.600", "300", "7,473", "1", "2", "900", "98.4 %",
+        "2.5×",
+    ]  # fmt: skip
 
 
-def test_the_page_needs_no_network_and_runs_no_script(workdir):
+def test_the_page_loads_nothing_and_runs_no_script_but_its_own(workdir):
     text = page.write(workdir).read_text()
     parsed = Parsed(text)
-    assert parsed.links == [] and "script" not in parsed.tags
-    assert "&lt;script&gt;" in text and "<script" not in text
-    assert "url(" not in text and "@import" not in text
+    assert all(link.startswith("#") for link in parsed.links)  # sections, and marks in charts
+    assert {link[1:] for link in parsed.links} <= set(parsed.ids)
+    assert parsed.tags.count("script") == 1 and "alert(1)" not in parsed.script
+    assert "&lt;script&gt;" in text
+    assert set(re.findall(r"url\((.)", text)) <= {"#"}
+    assert "@import" not in text and "http" not in text
+
+
+def test_ids_are_unique_and_charts_say_what_they_show(workdir):
+    parsed = Parsed(page.write(workdir).read_text())
+    assert len(parsed.ids) == len(set(parsed.ids)) > 5
+    assert parsed.labels == [
+        "Accuracy, mgsm. Per cent, with 95 % intervals.",
+        "response_alignment, training",
+    ]
+    assert "ralign, de: 35.4 %" in parsed.titles and "ralign, en: 65.5 %" in parsed.titles
+
+
+def test_the_rows_and_bars_of_a_system_carry_its_name(workdir):
+    parsed = Parsed(page.write(workdir).read_text())
+    assert set(parsed.systems) == set(SYSTEMS)
+    # two rows, six bars, an entry of the legend
+    assert parsed.systems.count("ralign") == 2 + 5 + 1
+
+
+def test_names_notes_and_languages_are_shown_as_text(workdir):
+    hostile = "<img src=x onerror=alert(1)>$x$"
+    figures = {hostile: 10.0, "en": 20.0, "average": 15.0, "non_english": 10.0}
+    versus = {"difference": 1.0, "interval": [-1.0, 3.0], "p": 0.5}
+    figures |= {"intervals": {key: [1.0, 30.0] for key in figures}}
+    other = figures | {"versus": {"baseline": hostile, "average": versus}}
+    figures |= {"consistency": {"language": {hostile: 1.0, "non_english": 1.0}}}
+    systems = {hostile: {hostile: figures}, "'\"&": {hostile: other}}
+    (workdir / "evaluation" / "results.json").write_text(json.dumps({"systems": systems}))
+    config = {"name": hostile, "notes": [hostile], "stages": ["evaluation"], "base": hostile}
+    config["evaluation"] = {"kind": "evaluate", "systems": {hostile: {"model": hostile}}}
+    (workdir / "config.json").write_text(json.dumps(config))
+    parsed = Parsed(page.write(workdir).read_text())
+    assert "img" not in parsed.tags
+    assert parsed.table("Published reader")[1][:2] == [hostile, "10.0"]
+    assert f"{hostile}, {hostile}: 10.0 % (1.0 to 30.0)" in parsed.titles
 
 
 def test_an_unfinished_run_has_a_page_too(workdir):
     (workdir / "evaluation" / "results.json").unlink()
     assert "Accuracy" not in page.write(workdir).read_text()
+    (workdir / "evaluation" / "results.json").write_text('{"representations": {}}')
+    assert "Representations" not in page.write(workdir).read_text()
     (workdir / "response_alignment" / "metrics.jsonl").unlink()
     assert "7,473" in page.write(workdir).read_text()
 
@@ -110,6 +148,17 @@ def test_what_is_no_run_is_refused(tmp_path):
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(ValueError, match=r"config\.json: not JSON"):
         page.write(tmp_path)
+
+
+def test_damaged_files_of_a_stage_are_named(workdir):
+    metrics = workdir / "response_alignment" / "metrics.jsonl"
+    metrics.write_text("{\n" + metrics.read_text())
+    with pytest.raises(ValueError, match=r"metrics\.jsonl:1: not JSON .*; delete the line"):
+        page.write(workdir)
+    metrics.unlink()
+    (workdir / "evaluation" / "results.json").write_text("[]")
+    with pytest.raises(ValueError, match=r"results\.json: expected an object, found list; delete"):
+        page.write(workdir)
 
 
 def test_the_command_writes_the_page_again(workdir):
@@ -158,6 +207,63 @@ def test_the_page_shows_intervals_comparisons_consistency_and_pictures(workdir):
     (workdir / "config.json").write_text(json.dumps(config))
     text = page.write(workdir).read_text()
     assert "47.6*<small>42–54</small>" in text and "+6.1 to +18.3" in text
-    assert "error 12, ok 88" in text and ">9.7<" in text and ">51.5<" in text
-    assert 'src="data:image/png;base64,cGljdHVyZQ=="' in text and "principal" in text
+    parsed = Parsed(text)
+    assert parsed.table("Answers in the question's")[1:] == [
+        ["qalign", "9.7", "51.5", "error 12, ok 88"]
+    ]
+    assert parsed.table("Means against ralign")[1:] == [
+        ["qalign", "average", "47.6", "41.5 to 53.8", "+12.2", "+6.1 to +18.3", "0.0004"]
+    ]
+    assert "data:image/png;base64,cGljdHVyZQ==" in parsed.links
     assert "its figures mean nothing" in text
+
+
+def test_the_head_gives_the_difference_to_the_baseline(workdir):
+    (workdir / "evaluation" / "results.json").write_text(json.dumps({"systems": COMPARED}))
+    parsed = Parsed(page.write(workdir).read_text())
+    [headline] = parsed.texts("headline")
+    assert " ".join(headline.split()) == (
+        "mgsm, all languages 47.6% qalign 35.4% ralign +12.2 points, 95 % interval +6.1 to +18.3, "
+        "p = 0.0004"
+    )
+
+
+def test_published_figures_stand_in_a_table_of_their_own(workdir):
+    parsed = Parsed(page.write(workdir).read_text())
+    rows = parsed.table("mgsm in the literature, per cent")
+    assert ["LLaMA2-7B", "both stages", "qalign", "47.6", "68.0", "49.6", "quoted",
+            "arXiv 2405.01345"] in rows  # fmt: skip
+    results = json.dumps({"systems": {"ralign": {"everyday": {"de": 1.0, "average": 1.0}}}})
+    (workdir / "evaluation" / "results.json").write_text(results)
+    assert "literature" not in page.write(workdir).read_text()
+
+
+def test_analyses_are_drawn_from_their_results(workdir):
+    def layer(near):
+        average = {"nearer": near, "to_english": 40.0, "from_english": 60.0}
+        return {"centred": {"average": average}, "between_languages": 0.25}
+
+    points = {"en": [[0.0, 1.0], [2.0, 0.5]], "th": [[1.0, 1.0], [0.5, 0.25]]}
+    pca = {"layer": 2, "explained": [0.5, 0.25], "points": points}
+    content = {
+        "representations": {
+            "questions": 2,
+            "retrieval_by_chance": 50.0,
+            "systems": {"base": {"layers": {"0": layer(0.1), "2": layer(0.2)}, "pca": pca}},
+        },
+        "reasoning": {"mgsm": {"ralign": {"th": {"all": 30.0, "by_chance": 4.0}}}},
+        "data_scale": {
+            "mgsm": [
+                {"system": "ralign", "pairs": 0, "average": 10.0, "non_english": 5.0},
+                {"system": "q", "pairs": 100, "average": 30.0, "non_english": 20.0},
+            ]
+        },
+    }
+    (workdir / "analysis").mkdir()
+    (workdir / "analysis" / "results.json").write_text(json.dumps(content))
+    (workdir / "analysis" / "space.png").write_bytes(b"picture")
+    text = page.write(workdir).read_text()
+    titles = Parsed(text).titles
+    assert {"base, layer 0: 0.1", "base, layer 2: 50", "base, layer 2: 0.25"} <= set(titles)
+    assert {"th", "ralign, th: 30.0 %, by chance 4.0", "q, 100 pairs: 20.0 %"} <= set(titles)
+    assert "no pairs (ralign)" in text and "data:image" not in text

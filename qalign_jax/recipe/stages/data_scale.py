@@ -51,7 +51,7 @@ class DataScale(Stage):
         except ValueError as error:
             raise ValueError(f"{self.name}: {error}") from None
         run.workdir.write_json(f"{self.name}/results.json", {"data_scale": curves})
-        plots.data_scale(run.workdir / self.name / "curve.png", curves)
+        plots.save(plots.data_scale(curves), run.workdir / self.name / "curve.png")
         return {"pairs": pairs}
 
     def _count(self, run: Run, stage: str) -> int:

@@ -50,7 +50,8 @@ class Reasoning(Stage):
                     logging.warning("%s, %s, %s: left out, %s", self.name, system, benchmark, error)
         run.workdir.write_json(f"{self.name}/results.json", {"reasoning": found})
         for benchmark, each in found.items():
-            plots.agreement(run.workdir / self.name / f"{benchmark}.png", each, benchmark)
+            picture = run.workdir / self.name / f"{benchmark}.png"
+            plots.save(plots.agreement(each, benchmark), picture)
         return {"systems": list(self.systems or answered)}
 
 

@@ -117,9 +117,9 @@ class Representations(Stage):
         run.workdir.write_json(f"{self.name}/results.json", {"representations": content})
         folder = run.workdir / self.name
         layers = {name: each["layers"] for name, each in found.items()}
-        plots.by_layer(folder / "layers.png", layers, chance)
+        plots.save(plots.by_layer(layers, chance), folder / "layers.png")
         projected = {name: each["pca"] for name, each in found.items()}
-        plots.representation_space(folder / "space.png", projected)
+        plots.save(plots.representation_space(projected), folder / "space.png")
 
     @property
     def _weights(self) -> dict[str, Source]:
