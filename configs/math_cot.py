@@ -6,8 +6,9 @@
 
 The argument is a model preset and optionally a TPU slice, whose meshes are in configs/slices.py,
 and the word `baselines`: llama2_70b,v5p-128,baselines. Slices that it fits, as compiled:
-LLaMA2-7B v4:2x2x1, v5e:4x4, v5p:2x2x1, v6e:2x4; LLaMA3-8B and Mistral-7B v5e:4x4; 13B v4:2x2x4,
-v5e:8x8, v6e:4x4; 70B v4:4x4x8, v5p:2x2x4, v5p:4x4x4, v5e:16x16, v6e:16x16.
+SmolLM2-360M v5e:1x1; TinyLlama-1.1B v6e:1x1; LLaMA2-7B v4:2x2x1, v5e:4x4, v5p:2x2x1, v6e:2x4;
+LLaMA3-8B and Mistral-7B v5e:4x4; 13B v4:2x2x4, v5e:8x8, v6e:4x4; 70B v4:4x4x8, v5p:2x2x4,
+v5p:4x4x4, v5e:16x16, v6e:16x16.
 
 Published mean over ten languages, mGSM / mSVAMP; `baselines` adds the last three rows:
 

@@ -6,14 +6,17 @@
         --config.paths.msvamp=...
 
 The argument is the large preset and optionally a TPU slice, whose mesh is in configs/slices.py:
-llama2_70b,v5p-16. The small models are LLaMA2 7B, `expert` tuned and `antiexpert` untuned. Nothing
-is trained. The paper's scores were not available for comparison.
+llama2_70b,v5p-16. The small models, `expert` tuned and `antiexpert` untuned, are LLaMA2 7B; those
+of a large LLaMA2 7B are TinyLlama 1.1B, which has its tokenizer: llama2_7b,v6e-1. Nothing is
+trained. The paper's scores were not available for comparison.
 """
 
 from ml_collections import ConfigDict
 
 from qalign_jax.configs import slices
 from qalign_jax.recipe import parts
+
+SMALL = {"tiny": "tiny", "llama2_7b": "tinyllama_1b"}  # beside others, LLaMA2 7B
 
 
 def get_config(arg: str = "llama2_13b") -> ConfigDict:
@@ -24,7 +27,7 @@ def get_config(arg: str = "llama2_13b") -> ConfigDict:
     if where:
         config.mesh = slices.mesh_for(slices.STEERED_MESHES, model, where)
     config.large = config.expert = config.antiexpert = "random"
-    config.small = "tiny" if model == "tiny" else "llama2_7b"  # preset of small random models
+    config.small = SMALL.get(model, "llama2_7b")  # preset of small random models
     config.alpha = 1.0
     config.paths = ConfigDict({"mgsm": "", "msvamp": ""})
     reference = config.get_ref
@@ -40,5 +43,6 @@ def get_config(arg: str = "llama2_13b") -> ConfigDict:
             "mgsm": parts.benchmark(config.paths.get_ref("mgsm")),
             "msvamp": parts.benchmark(config.paths.get_ref("msvamp")),
         },
+        slots=slices.STEERED_SLOTS.get((model, where), 64),
     )  # fmt: skip
     return config

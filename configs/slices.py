@@ -9,6 +9,8 @@ pytest -m release tests/test_fits.py compiles all of them).
 # reduce-scatter of every gradient into an all-reduce of full size.
 # Decoding: fsdp would gather every weight for every token; tensor reads it from local memory.
 MESHES = {
+    ("smollm2_360m", "v5e:1x1"): ("fsdp:1", "tensor:1"),
+    ("tinyllama_1b", "v6e:1x1"): ("fsdp:1", "tensor:1"),
     ("llama2_7b", "v4:2x2x1"): ("fsdp:2x2", "tensor:4"),
     ("llama2_7b", "v5e:4x4"): ("fsdp:4x4", "data:2,tensor:8"),
     ("llama2_7b", "v5p:2x2x1"): ("fsdp:2x2", "tensor:4"),
@@ -25,8 +27,10 @@ MESHES = {
     ("llama2_70b", "v6e:16x16"): ("fsdp:32,tensor:8", "data:32,tensor:8"),
 }
 
-# (large model, slice): the mesh for decoding with two LLaMA2 7B.
+# (large model, slice): the mesh for decoding with two small models, LLaMA2 7B or, beside a large
+# LLaMA2 7B, TinyLlama 1.1B.
 STEERED_MESHES = {
+    ("llama2_7b", "v6e:1x1"): "tensor:1",
     ("llama2_13b", "v4:2x2x4"): "data:2,tensor:8",
     ("llama2_13b", "v5e:8x8"): "data:8,tensor:8",
     ("llama2_13b", "v5p:2x2x1"): "tensor:4",
@@ -35,6 +39,8 @@ STEERED_MESHES = {
     ("llama2_70b", "v5p:2x2x2"): "tensor:8",
     ("llama2_70b", "v6e:4x4"): "data:2,tensor:8",
 }
+# The rows decoded at once where the default of 64 does not fit.
+STEERED_SLOTS = {("llama2_7b", "v6e:1x1"): 8}
 
 
 def mesh_for(meshes: dict, model: str, name: str):

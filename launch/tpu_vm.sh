@@ -1,38 +1,35 @@
 #!/usr/bin/env bash
-# Runs a recipe on every host of a TPU VM slice. After a preemption, the same command resumes the
-# run: finished stages are skipped, an interrupted stage continues.
+# Runs a recipe on a TPU VM slice: launch/tpu_vm.sh [ACTION] --name=NAME --zone=ZONE OPTION.. FLAG..
 #
-#   launch/tpu_vm.sh NAME ZONE --config=configs/math_cot.py:llama2_7b --workdir=gs://bucket/qalign7b ...
+#   up      create, install and run; again after every pre-emption, until the run is done (default)
+#   create  the slice, waiting for capacity        logs    follows a worker's log (--worker=0)
+#   install the last commit, on every worker       stop    ends the run, on every worker
+#   run     on every worker, and watch it          status  of the slice and of every worker
+#   delete  the slice
 #
-# NAME and ZONE are those of the slice (gcloud compute tpus tpu-vm list); everything after them goes
-# to qalign_jax.run. DRY_RUN=1 prints the commands instead of running them.
+#   --slice=v5e-16        the slice, where --config names none; v4-N and v5p-N count cores
+#   --project=P --spot --reserved --internal-ips   as in gcloud compute tpus tpu-vm create
+#   --env=NAME=VALUE      in the run's environment
+#   --max-failures=3      starts again after failures in a row; pre-emptions do not count
+#   --poll=30             seconds between two looks
+#   --dry-run             prints every command and runs none
+#
+# --config, --config.KEY, --workdir, --stages, --profile and what stands behind -- are flags of
+# qalign_jax.run. Every action can be repeated; the run goes on when this script ends. Exit status:
+# 0 done, 2 a mistake in the command, else 1.
+#
+#   launch/tpu_vm.sh --name=qalign --zone=us-west4-a --spot --workdir=gs://bucket/qalign7b \
+#       --config=configs/math_cot.py:llama2_7b,v5e-16 --config.base=gs://bucket/Llama-2-7b-hf ...
 set -euo pipefail
+# shellcheck source-path=SCRIPTDIR source=tpus.sh
+source "$(dirname "${BASH_SOURCE[0]}")/tpus.sh"
 
-if [ $# -lt 3 ]; then
-  sed -n '2,8s/^# \{0,1\}//p' "$0" >&2
-  exit 2
-fi
-name=$1 zone=$2
-shift 2
-case " $* " in
-  *" --workdir=gs://"*) ;;
-  *) echo "error: --workdir must be a gs:// path that every host reaches" >&2; exit 2 ;;
-esac
+kind=tpu-vm ready=READY state_field=state all=(--worker=all) one=() removal=(--quiet)
 
-run() { if [ -n "${DRY_RUN:-}" ]; then printf '%q ' "$@"; echo; else "$@"; fi; }
+create_it() {
+  tpu create "$name" --accelerator-type="$accelerator" --version="$version" ${request[@]+"${request[@]}"}
+}
 
-root=$(cd "$(dirname "$0")/.." && pwd)
-archive=$(mktemp -d)/qalign_jax.tar.gz
-trap 'rm -rf "$(dirname "$archive")"' EXIT
-git -C "$root" archive --format=tar.gz --output="$archive" HEAD
-
-run gcloud compute tpus tpu-vm scp "$archive" "$name:qalign_jax.tar.gz" --zone="$zone" --worker=all
-arguments=$(printf '%q ' "$@")
-# all hosts at once: gcloud would start those after the 64th when the first ones have ended
-run gcloud compute tpus tpu-vm ssh "$name" --zone="$zone" --worker=all --batch-size=all --command="
-  set -eo pipefail
-  mkdir -p qalign_jax && tar -xzf qalign_jax.tar.gz -C qalign_jax && cd qalign_jax
-  [ -d ../venv ] || python3 -m venv ../venv
-  . ../venv/bin/activate
-  pip install --quiet -e '.[tpu]'
-  python -m qalign_jax.run $arguments 2>&1 | tee -a ../run.log"
+main 'up create install run logs status stop delete' \
+  '--name --zone --project --slice --spot --reserved --internal-ips --env --worker --max-failures
+   --poll --dry-run' "$@"

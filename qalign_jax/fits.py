@@ -1,6 +1,9 @@
 """Compiles a recipe ahead of time for a TPU slice: whether it fits, and what it would cost.
 
-    python -m qalign_jax.fits --config=configs/math_cot.py:llama2_70b,v5p-128 --topology=v5p-128
+    python -m qalign_jax.fits --config=configs/math_cot.py:llama2_70b --topology=v5p-128
+
+The meshes are the recipe's for that slice where it has some (configs/slices.py) and neither its
+argument names a slice nor --config.mesh a mesh.
 
 Every stage's programs are compiled as `run` compiles them, by the TPU's own compiler, on any Linux
 machine with libtpu: memory and collectives are the compiler's. Step times and MFU are modelled by a
@@ -8,17 +11,19 @@ roofline (ahead/roofline.py).
 """
 
 import os
+import runpy
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 from absl import flags
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, config_flags
 
 from qalign_jax import cli
 from qalign_jax.ahead.jobs import Job, TrainingJob, Workload, check_jobs
 from qalign_jax.ahead.suggest import say, spelt, suggest, sweep
+from qalign_jax.models.presets import PRESETS
 from qalign_jax.parallel.chips import CHIPS, Slice, parse_slice
 from qalign_jax.recipe.stages.base import make_run, read_stages
 
@@ -156,22 +161,54 @@ def _range(low: float | None, high: float | None, unit: str = "") -> str:
     return "-" if low is None else f"{low:.3g} to {high:.3g}{unit}"
 
 
+def on_slice(
+    config: ConfigDict, path: str, overrides: Mapping[str, Any], where: Slice
+) -> tuple[ConfigDict, str]:
+    """A recipe with its own meshes for a slice, and its argument that names the slice.
+
+    The recipe as it is, and "", where its argument is no preset or names a slice already, where a
+    mesh is given, or where it has no meshes for the slice.
+
+    Args:
+      path: the recipe's file and argument, as of --config.
+      overrides: values of its keys that the command line gave.
+    """
+    file, _, arg = path.partition(":")
+    preset, *others = arg.split(",")
+    names_slice = not all(word.isalpha() for word in others)
+    if preset not in PRESETS or names_slice or "mesh" in overrides or where.count > 1:
+        return config, ""
+    arg = ",".join((preset, where.name, *others))
+    try:
+        config = runpy.run_path(file)["get_config"](arg)
+    except ValueError:
+        return config, ""
+    config.update_from_flattened_dict(overrides)
+    return config, arg
+
+
 def _command(argv: list[str]) -> dict[str, Any]:
     del argv
     # libtpu ends the process over flags of other backends; its own come by LIBTPU_INIT_ARGS
     os.environ.pop("XLA_FLAGS", None)
     jax.config.update("jax_platforms", "cpu")  # libtpu only compiles: JAX must not look for a TPU
     values = flags.FLAGS
+    where = parse_slice(values.topology, values.slices)
+    flag = values["config"]
+    path, overrides = config_flags.get_config_filename(flag), config_flags.get_override_values(flag)
+    config, argument = on_slice(values.config, path, overrides, where)
+    if argument:
+        say(f"with the recipe's meshes for the slice, as of {argument}")
     result = fits(
-        values.config,
-        parse_slice(values.topology, values.slices),
+        config,
+        where,
         stages=values.stages,
         workload=Workload(values.examples_per_row, values.prompt_tokens),
         suggest_others=values.suggest,
         sweep_settings=values.sweep,
     )
     print(table(result), file=sys.stderr)
-    return result
+    return result | {"argument": argument}
 
 
 if __name__ == "__main__":

@@ -2,16 +2,19 @@
 
 import dataclasses
 import json
+import warnings
 
 import jax
 import pytest
+from absl import flags
+from ml_collections import config_flags
 
 from qalign_jax.ahead.compile import compile_decoding, compile_training
 from qalign_jax.ahead.cost import Collective, Program
 from qalign_jax.ahead.jobs import Workload, meshes
 from qalign_jax.ahead.roofline import link_seconds, model_time
 from qalign_jax.configs import math_code, math_cot, proxy_tuning, slices
-from qalign_jax.fits import fits, table
+from qalign_jax.fits import fits, on_slice, table
 from qalign_jax.models.llama import Llama
 from qalign_jax.models.presets import preset
 from qalign_jax.parallel.chips import CHIPS, GIB, Slice, parse_slice
@@ -228,6 +231,59 @@ def test_a_slice_in_the_recipes_argument_gives_its_mesh():
         math_cot.get_config("llama2_7b,h100")
 
 
+def recipe_on_v5e_16(*argv: str, count: int = 1):
+    """The recipe of a command line as `fits` compiles it for v5e-16, and its argument."""
+    values = flags.FlagValues()
+    argv = ("fits", *argv)
+    config_flags.DEFINE_config_file("config", None, flag_values=values, sys_argv=argv)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of ml_collections' own loader
+        values(argv)
+    path = config_flags.get_config_filename(values["config"])
+    overrides = config_flags.get_override_values(values["config"])
+    return on_slice(values.config, path, overrides, parse_slice("v5e-16", count))
+
+
+def test_without_a_slice_the_recipe_has_its_meshes_for_the_topology():
+    config, argument = recipe_on_v5e_16("--config=configs/math_cot.py:llama2_7b,baselines")
+    assert argument == "llama2_7b,v5e:4x4,baselines"
+    assert (config.mesh, config.evaluation.mesh) == ("fsdp:4x4", "data:2,tensor:8")
+    assert config.stages[3] == "gsm8k_only"
+
+
+def test_other_values_of_the_command_line_stay_with_the_meshes():
+    given = "--config.base=tuned", "--config.evaluation.mesh=tensor:16", "--config.seed=2"
+    config, argument = recipe_on_v5e_16("--config=configs/math_cot.py:llama2_7b", *given)
+    assert argument == "llama2_7b,v5e:4x4" and config.mesh == "fsdp:4x4" and config.seed == 2
+    assert config.evaluation.mesh == "tensor:16" and config.question_alignment.init == "tuned"
+
+
+@pytest.mark.parametrize(
+    ("argv", "mesh"),
+    [
+        (("--config=configs/math_cot.py:llama2_7b", "--config.mesh=fsdp:16"), "fsdp:16"),
+        (("--config=configs/math_cot.py:llama2_7b,v6e-8",), "fsdp:2x4"),  # a slice by name
+        (("--config=configs/math_cot.py:tinyllama_1b",), "data:1,fsdp:-1,tensor:1"),  # no entry
+        (("--config=configs/demo.py:control",), "single"),  # no preset
+    ],
+)
+def test_where_the_recipe_says_or_has_no_mesh_it_stays_as_it_is(argv, mesh):
+    config, argument = recipe_on_v5e_16(*argv)
+    assert argument == "" and config.mesh == mesh
+
+
+def test_meshes_of_one_slice_are_not_taken_for_several():
+    assert recipe_on_v5e_16("--config=configs/math_cot.py:llama2_7b", count=2)[1] == ""
+
+
+def test_a_7b_is_steered_by_models_with_its_tokenizer_that_fit_beside_it():
+    config = proxy_tuning.get_config("llama2_7b,v6e-1")
+    assert (config.mesh, config.small, config.evaluation.slots) == ("tensor:1", "tinyllama_1b", 8)
+    assert config.evaluation.systems.large_proxy.small_preset == "tinyllama_1b"
+    config = proxy_tuning.get_config("llama2_13b,v6e:4x4")
+    assert (config.small, config.evaluation.slots) == ("llama2_7b", 64)
+
+
 def matrix_bytes(model, tensor):
     """Bytes of a layer's smallest matrix, times the layers, as bf16 gradients of a tensor shard."""
     return 2 * model.n_layers * model.d_model * model.n_kv_heads * model.head_size // tensor
@@ -304,12 +360,14 @@ def test_where_decoding_does_not_fit_other_meshes_are_tried():
 def test_every_preset_fits(model, where):
     config = math_cot.get_config(f"{model},{where}")
     del config.evaluation.systems["ralign"], config.evaluation.systems["qalign"]
+    config.evaluation.baseline = ""
     stages = ["question_alignment", "evaluation"]
     found = fits(config, parse_slice(where), stages=stages, suggest_others=False)
     print(json.dumps(found), table(found), sep="\n")  # pytest -s: launch/README.md's figures
     training, evaluation = (found["stages"][stage] for stage in stages)
     assert training["fits"] and evaluation["fits"]
-    assert 1 <= training["aliased_bytes"] / training["state_bytes"] < 1.001
+    # narrow matrices are padded to the chip's tiles
+    assert 1 <= training["aliased_bytes"] / training["state_bytes"] < 1.02
     if where in ("v5e:4x4", "v5e:16x16", "v5p:4x4x4", "v4:4x4x8"):
         tensor = int(config.mesh.partition("tensor:")[2] or 1)
         assert scatters_its_gradients(training, preset(model).config, tensor)

@@ -26,6 +26,11 @@ PRESETS: dict[str, Preset] = {
     # The demo's small model, which is tuned, and the larger one, which it steers.
     "demo_small": _size(700, 128, 4, 4, 4, 344, _DEMO, max_length=256, init_scale=0.06),
     "demo_large": _size(700, 192, 4, 6, 6, 512, _DEMO, max_length=256, init_scale=0.05),
+    "smollm2_360m": _size(
+        49_152, 960, 32, 15, 5, 2560, max_length=8192, rope_theta=100_000.0, tied=True
+    ),
+    # Has LLaMA2's tokenizer, so it steers LLaMA2.
+    "tinyllama_1b": _size(32_000, 2048, 22, 32, 4, 5632, max_length=2048),
     "llama2_7b": _size(32_000, 4096, 32, 32, 32, 11_008),
     "llama2_13b": _size(32_000, 5120, 40, 40, 40, 13_824),
     "llama2_70b": _size(32_000, 8192, 80, 64, 8, 28_672),

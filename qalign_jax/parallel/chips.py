@@ -28,7 +28,7 @@ class Chip:
     slices: tuple[str, ...]  # the usual ones, small to large
 
 
-_FLAT = ("2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
+_FLAT = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
 _DEEP = ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8")
 CHIPS = {
     "v4": Chip(("TPU v4",), 275, 30.75, 1228, 540, 6.25, 3, 2, _DEEP),
