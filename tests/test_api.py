@@ -1,7 +1,12 @@
-"""The API for notebooks: a model loaded from its directory, and a proxy-tuned one."""
+"""The API for notebooks: models and recipes, and what is shown of results."""
 
+import importlib
+import json
+import pathlib
+import re
 import subprocess
 import sys
+import types
 
 import jax
 import pytest
@@ -9,11 +14,15 @@ import pytest
 import qalign_jax
 from qalign_jax.checkpoints.model import Model, save_model
 from qalign_jax.checkpoints.record import Record, write_record
+from qalign_jax.configs import demo
 from qalign_jax.data.prompts import render
 from qalign_jax.decoding.combine import ProxyTuning
 from qalign_jax.decoding.engine import Engine
 from qalign_jax.models.params import init_params
 from qalign_jax.models.presets import preset
+from qalign_jax.recipe import file
+from qalign_jax.reporting.notebook import ShownTrace, fits_html, run_html
+from tests.files import write_jsonl
 
 QUESTIONS = ["How many apples?", "Wie viele?"]
 CONFIG, EXECUTION = preset("tiny", vocab_size=420, init_scale=0.3, max_length=96)
@@ -37,7 +46,7 @@ def expected(tokenizer, seeds, prompts, **options):
     models = [model(tokenizer, seed) for seed in seeds]
     engine = Engine([(m.module, m.params) for m in models], eos_ids=(2,), slots=64, **options)
     answers = engine.generate(tokenizer.encode_prompts(prompts), 8)
-    return [tokenizer.decode(ids) for _, ids in sorted(answers)]
+    return [tokenizer.decode(answer.tokens) for answer in sorted(answers)]
 
 
 def test_a_loaded_model_continues_prompts_and_answers_questions(directories, tokenizer):
@@ -67,6 +76,20 @@ def test_an_expert_steers(directories, tokenizer):
     )
 
 
+def test_a_trace_tells_what_the_large_model_alone_would_have_said(directories):
+    steered = qalign_jax.ProxyTuned(*directories, alpha=0.7)
+    traces = steered.trace(QUESTIONS, 8, slots=1)
+    texts = ["".join(trace.text) for trace in traces]
+    assert texts == steered.generate(QUESTIONS, 8)
+    alone = qalign_jax.load(directories[0])
+    for question, trace in zip(QUESTIONS, traces, strict=True):
+        assert trace.base_text[0] == alone.trace([question], 1)[0].text[0]
+    sampled = [steered.trace(QUESTIONS, 8, temperature=2.0, seed=seed)[0] for seed in (0, 0, 1)]
+    assert sampled[0] == sampled[1] != sampled[2]
+    with pytest.raises(ValueError, match="prompts is one text; give a list"):
+        steered.trace("one text")
+
+
 @pytest.mark.parametrize(
     ("prompts", "options", "message"),
     [
@@ -94,9 +117,180 @@ def test_a_directory_without_a_model_is_named(tmp_path):
         qalign_jax.load(tmp_path)
 
 
-def test_importing_the_package_imports_no_jax():
-    program = "import qalign_jax, sys; print(sorted({'jax', 'orbax'} & set(sys.modules)))"
+def said_by(program):
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-    assert done.stdout.strip() == "[]", done.stderr
+    assert done.returncode == 0, done.stderr
+    return done.stdout.split()
+
+
+def test_importing_the_package_imports_no_jax():
+    program = "import qalign_jax, sys; print(*sorted({'jax', 'orbax'} & set(sys.modules)))"
+    assert said_by(program) == []
     with pytest.raises(AttributeError, match="no attribute 'loaded'"):
         qalign_jax.loaded  # noqa: B018
+    assert set(qalign_jax.__all__) <= set(dir(qalign_jax))
+
+
+@pytest.mark.parametrize(
+    "imports",
+    [
+        "from qalign_jax.{0} import define_flags; from qalign_jax import {0}",
+        "from qalign_jax import {0}; from qalign_jax.{0} import define_flags",
+        "import qalign_jax.{0}; from qalign_jax import {0}; "
+        "from qalign_jax.{0} import define_flags",
+    ],
+)
+def test_a_name_of_the_package_is_its_function_whatever_is_imported_first(imports):
+    names = ("run", "report", "score", "fits")
+    program = "import sys, qalign_jax\n"
+    for name in names:
+        program += imports.format(name) + "\n"
+        program += f"print({name}.__module__, qalign_jax.{name} is {name}, "
+        program += f"sys.modules['qalign_jax.{name}'].define_flags is define_flags)\n"
+    assert said_by(program) == ["qalign_jax.api", "True", "True"] * len(names)
+
+
+def test_modules_of_the_package_are_its_attributes_still():
+    module = importlib.import_module("qalign_jax.run")
+    assert isinstance(module, types.ModuleType) and qalign_jax.run is not module
+    assert qalign_jax.evaluation is sys.modules["qalign_jax.evaluation"]
+
+
+def test_overrides_change_a_recipe_as_the_command_line_does():
+    changes = {"seed": 5, "fast": True, "pretraining.lr": 1, "evaluation.slots": "7"}
+    changes["stages"] = ["vocabulary", "pretraining"]
+    for given in ("configs/demo.py", demo.get_config()):
+        changed = file.read(given, changes)
+        assert changed.seed == changed.evaluation.benchmarks.word_problems.seed == 5
+        assert changed.pretraining.steps == 2600 // 30  # by the reference to fast
+        assert changed.pretraining.lr == 1.0 and isinstance(changed.pretraining.lr, float)
+        assert changed.evaluation.slots == 7
+        assert changed.stages == ("vocabulary", "pretraining")
+    assert given.seed == 0  # what was given is not changed
+    assert file.read("configs/math_cot.py:llama2_7b,v5e-16", {}).mesh == "fsdp:4x4"
+
+
+@pytest.mark.parametrize(
+    ("recipe", "overrides", "message"),
+    [
+        ("configs/demo.py", {"evaluation.nope": 1}, "the recipe has no key .*nope.* to override"),
+        ("configs/demo.py", {"seed": 1.5}, "config.seed=1.5: invalid literal for int"),
+        ("configs/demo.py", {"pretraining.lr": "much"}, "could not convert string to float"),
+        ("configs/demo.py", {"a b": 1}, "Could not parse 'a b'"),
+        ("configs/demo.py:nope", {}, "the demo's argument is one of control"),
+        ("configs/nope.py", {}, "there is no file configs/nope.py"),
+        ("tests/broken_recipe.py", {}, "broken_recipe.py:5: the recipe raised KeyError"),
+    ],
+)
+def test_a_recipe_that_cannot_be_read_is_refused(recipe, overrides, message, monkeypatch):
+    monkeypatch.chdir(pathlib.Path(__file__).parents[1])
+    with pytest.raises(ValueError, match=message):
+        qalign_jax.run(recipe, overrides=overrides)
+
+
+@pytest.mark.slow
+def test_a_recipe_in_memory_is_fitted_where_the_environment_describes_a_tpu(monkeypatch, capfd):
+    pytest.importorskip("libtpu")
+    # of the TPU runtime of a notebook: another slice than the one to compile for
+    for name, value in {
+        "TPU_ACCELERATOR_TYPE": "v6e-1",
+        "TPU_CHIPS_PER_HOST_BOUNDS": "1,1,1",
+        "TPU_HOST_BOUNDS": "1,1,1",
+        "TPU_WORKER_ID": "0",
+        "TPU_TOPOLOGY": "1x1",
+    }.items():
+        monkeypatch.setenv(name, value)
+    config = demo.get_config()
+    config.mesh = "fsdp:4"
+    changes = {"pretraining.rows": 4}
+    found = qalign_jax.fits(config, "v5e-4", stages=["pretraining"], overrides=changes)
+    assert found["fits"] and found["topology"] == "v5e:2x2"
+    assert list(found["stages"]) == ["pretraining"]
+    assert "pretraining: compiling the training step" in capfd.readouterr().err
+    with pytest.raises(ValueError, match="no stage 'nope' to compile; there are pretraining"):
+        qalign_jax.fits(config, "v5e-4", stages=["nope"])
+    with pytest.raises(ValueError, match="no slice 'v9-4'; the chips are v4"):
+        qalign_jax.fits("configs/demo.py", "v9-4", overrides={"seed": 1}, suggest=False)
+    with pytest.raises(ValueError, match=r"the recipe has no key .*nope.* to override"):
+        qalign_jax.fits("configs/demo.py", "v5e-4", overrides={"nope": 1})
+
+
+def test_scores_are_a_dict_that_is_shown_as_a_table(tmp_path):
+    rows = [
+        {"output": "The answer is 3,5.", "answer": "3.5", "language": "de"},
+        {"output": "The answer is -7", "answer": "7", "language": "de"},
+    ]
+    path = write_jsonl(tmp_path / "p.jsonl", rows)
+    scored = qalign_jax.score("mgsm", path)
+    assert scored["n"] == 2 and json.loads(json.dumps(scored)) == dict(scored)
+    shown = scored._repr_html_()
+    assert "<b>mgsm</b>" in shown and "50.0" in shown and "9.4 to 90.5" in shown
+    assert shown.index("published reader") < shown.index("sound reader")
+
+
+def test_a_runs_result_is_shown_with_intervals_the_comparison_and_a_link():
+    result = {
+        "de": 40.0, "non_english": 40.0, "average": 40.0,
+        "intervals": {"de": [30.0, 50.0], "non_english": [30.0, 50.0]},
+    }  # fmt: skip
+    versus = {"difference": 30.0, "interval": [20.0, 40.0], "p": 0.0001}
+    better = result | {"versus": {"baseline": "<ralign>", "de": versus, "non_english": versus}}
+    outcome = {
+        "workdir": "runs/a", "stages": {"one": "done", "two": "open"}, "report": "runs/a/b.html",
+        "systems": {"<ralign>": {"mgsm": result}, "qalign": {"mgsm": better}},
+    }  # fmt: skip
+    shown = run_html(outcome)
+    assert "&lt;ralign&gt;" in shown and "<ralign>" not in shown
+    assert re.search(r"<td>40\.0\*\s*<br><span[^>]*>30\.0 to 50\.0</span>", shown)
+    assert "+30.0 points against" in shown and "+20.0 to +40.0, p = 0.0001" in shown
+    assert "Not finished: two." in shown and '<a href="runs/a/b.html"' in shown
+    assert "<a" not in run_html(outcome | {"report": None})
+
+
+def test_what_does_not_fit_is_shown_with_what_does():
+    stage = {
+        "fits": False, "peak_gib": 20.5, "modelled_step_s": None,
+        "modelled_step_overlapped_s": None, "modelled_mfu": None, "modelled_mfu_overlapped": None,
+    }  # fmt: skip
+    other = {"topology": "v5e:2x2", "mesh": "fsdp:4", "peak_gib": 5.25}
+    result = {
+        "topology": "v5e:1x1", "devices": 1, "hbm_gib": 15.75, "fits": False,
+        "stages": {"tuning": stage}, "suggestions": {"tuning": [other], "scoring": []},
+    }  # fmt: skip
+    shown = fits_html(result)
+    assert "<b>Does not fit</b> v5e:1x1, 1\ndevice of 15.75 GiB" in shown
+    assert "<td>NO</td>\n<td>20.50 GiB</td>\n<td>-</td>\n<td>-</td>" in shown
+    assert "tuning fits v5e:2x2 with mesh=fsdp:4, 5.25 GiB" in shown
+    assert "scoring: nothing that was tried fits" in shown
+
+
+def test_a_traces_tokens_are_shaded_by_how_far_they_moved_and_escaped():
+    trace = ShownTrace(
+        tokens=[5, 6, 7],
+        text=[" <b>", "", "&\n"],
+        base_tokens=[5, 9, 8],
+        base_text=[" <b>", '"x"', "\n<i>"],
+        base_probability=[0.9, 0.5, 0.251],
+        probability=[0.93, 0.8, 0.1],
+        moved=[0.03, 0.8, -0.15],
+    )
+    shown = trace._repr_html_()
+    spans = re.findall(r'<span style="(.*?)" title="(.*?)">(.*?)</span>', shown, re.DOTALL)
+    assert spans == [
+        (
+            "background: rgba(46, 125, 255, 0.03)",
+            "93 %, moved by +3 points; the base alone: the same, 90 %",
+            " &lt;b&gt;",
+        ),
+        (
+            "background: rgba(46, 125, 255, 0.80); border-bottom: 2px solid currentColor",
+            "80 %, moved by +80 points; the base alone: “&#34;x&#34;”, 50 %",
+            "",
+        ),
+        (
+            "background: rgba(255, 112, 32, 0.15); border-bottom: 2px solid currentColor",
+            "10 %, moved by -15 points; the base alone: “↵&lt;i&gt;”, 25 %",
+            "&amp;\n",
+        ),
+    ]
+    assert 'line-height: 1.7"><span' in shown and "</span></div>" in shown  # no space between

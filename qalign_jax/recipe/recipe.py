@@ -3,6 +3,7 @@
 So any run can be started again by the same command. A recipe knows no kind of stage.
 """
 
+import os
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -18,6 +19,7 @@ from qalign_jax.models.presets import preset
 from qalign_jax.parallel import hosts
 from qalign_jax.recipe.stages.base import Stage, choose, make_run, read_stages
 from qalign_jax.recipe.weights import RANDOM, Source
+from qalign_jax.reporting import page
 from qalign_jax.training.profile import Profile
 
 
@@ -137,3 +139,31 @@ class Recipe:
                 f"{stage.name} needs {source.name!r}, which is neither a stage "
                 f"({', '.join(self.stages)}) nor a file or directory"
             )
+
+
+def run(
+    config: ConfigDict,
+    workdir: str | os.PathLike = "",
+    stages: Sequence[str] = (),
+    profile: str = "",
+) -> dict[str, Any]:
+    """Runs a recipe and writes its report; what is finished is skipped.
+
+    Args:
+      config: the recipe, as a file in configs/ returns it.
+      workdir: the run's folder; runs/<recipe> by default.
+      stages: only these; all by default.
+      profile: the steps of every training stage to trace, like 10:15.
+
+    Returns:
+      {"workdir", "stages": {stage: "done"}, "systems": as in results.json, "report": path}.
+
+    Raises:
+      ValueError: a recipe that cannot run, before any device work.
+      FloatingPointError: a loss that is not finite.
+    """
+    workdir = os.fspath(workdir) or f"runs/{config.name}"
+    steps = Profile.parse(profile) if profile else None
+    outcome = Recipe(config, workdir, stages, steps).run()
+    report = str(page.write(workdir)) if jax.process_index() == 0 else None
+    return {"workdir": workdir, **outcome, "report": report}

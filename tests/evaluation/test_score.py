@@ -6,9 +6,10 @@ import sys
 
 import pytest
 
+from qalign_jax.decoding.system import Answer
 from qalign_jax.evaluation import benchmarks
+from qalign_jax.evaluation.predictions import score
 from qalign_jax.evaluation.runner import evaluate
-from qalign_jax.score import score
 
 
 def write(path, rows):
@@ -106,7 +107,7 @@ def test_a_runs_own_answer_file_scores_as_the_run_did(tmp_path):
         "s",
         benchmarks.get("mgsm"),
         problems,
-        lambda prompts, limit: ((i, f"Es sind {i + 3}", [5] * 3) for i in range(len(prompts))),
+        lambda prompts, limit: (Answer(i, f"Es sind {i + 3}", [5]) for i in range(len(prompts))),
         "short",
         tmp_path,
         {},

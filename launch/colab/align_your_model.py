@@ -1,0 +1,157 @@
+# ---
+# jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Align your own model, from the Hub and back
+# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/OWNER/qalign_jax/blob/main/launch/colab/align_your_model.ipynb)
+#
+# Question alignment on pairs of questions (X to English), then response alignment on English
+# answers, of a LLaMA or Mistral model from the Hugging Face Hub. All weights are trained. In f32
+# with their gradients and moments they take 16 bytes a parameter: a v5e-1 (16 GiB) holds a model of
+# up to about 0.5 B, a v6e-1 (32 GiB) one of 1.1 B, such as TinyLlama. `fits` says so below, before
+# the weights are downloaded.
+
+# %% [markdown]
+# **Install.** Once a session. Where a package that Colab brings gets another version, the kernel
+# restarts: then run the cells again, from the first. A second time this cell does nothing.
+
+# %%
+import glob
+import importlib.metadata
+import importlib.util
+import pathlib
+import subprocess
+import sys
+
+import IPython
+
+REPOSITORY = "https://github.com/OWNER/qalign_jax"  # @param {type: "string"}
+
+
+def versions():
+    return {found.name: found.version for found in importlib.metadata.distributions()}
+
+
+if importlib.util.find_spec("qalign_jax") is None:
+    folders = pathlib.Path.cwd().parents  # a checkout that this notebook lies in goes first
+    checkouts = [folder for folder in folders if (folder / "qalign_jax" / "api.py").is_file()]
+    source = checkouts[0].as_uri() if checkouts else f"git+{REPOSITORY}"
+    extra = "[tpu]" if glob.glob("/dev/accel*") or glob.glob("/dev/vfio/[0-9]*") else ""
+    before, package = versions(), f"qalign_jax{extra} @ {source}"
+    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", package], check=True)
+    importlib.invalidate_caches()
+    after = versions()
+    if any(after.get(name) != version for name, version in before.items()):
+        print("Versions changed: the kernel restarts. Run the cells again, from the first.")
+        IPython.get_ipython().kernel.do_shutdown(restart=True)
+
+# %% [markdown]
+# **Settings.** Without data of your own, the published question pairs and GSM8K's answers are
+# downloaded. `QUESTION_PAIRS` is a folder of folders like `de-en`, each with `train.de` and
+# `train.en`, a question a line; `RESPONSES` is JSON Lines of `instruction` and `response`.
+
+# %% tags=["parameters"]
+MODEL = "HuggingFaceTB/SmolLM2-360M"  # @param {type: "string"}
+TOPOLOGY = "v5e:1x1"  # @param ["v5e:1x1", "v6e:1x1"]
+QUESTION_PAIRS = ""  # @param {type: "string"}
+RESPONSES = ""  # @param {type: "string"}
+MGSM = ""  # @param {type: "string"}
+STEPS = 500  # @param {type: "integer"}
+ROWS, LENGTH = 16, 512
+LEARNING_RATE = 2e-5
+LANGUAGES = ("de", "es", "zh", "en")
+PROBLEMS, NEW_TOKENS = 50, 300
+WORKDIR = "runs/aligned"  # @param {type: "string"}
+PUSH_TO = ""  # @param {type: "string"}
+
+# %% [markdown]
+# **The model's description**, without its weights yet. A model behind a licence says what to do.
+
+# %%
+from huggingface_hub import errors, snapshot_download
+
+
+def download(name, *patterns):
+    """The folder of a model: a local directory, or files of the Hub."""
+    if pathlib.Path(name).is_dir():
+        return name
+    try:
+        return snapshot_download(name, allow_patterns=["*.json", "tokenizer*", *patterns])
+    except errors.GatedRepoError:
+        raise ValueError(
+            f"{name} is behind a licence: accept it at https://huggingface.co/{name}, then run "
+            "`huggingface_hub.login()` in a new cell and this one again"
+        ) from None
+
+
+model = download(MODEL)
+
+# %% [markdown]
+# **The recipe**: two stages of training, and an evaluation before and after them. The
+# hyper-parameters that do not stand here are the paper's.
+
+# %%
+import qalign_jax
+from qalign_jax.recipe import parts
+
+pairs = parts.source("question_pairs", QUESTION_PAIRS)
+responses = parts.source("jsonl" if RESPONSES else "gsm8k", RESPONSES)
+training = dict(steps=STEPS, rows=ROWS, length=LENGTH, lr=LEARNING_RATE)
+
+recipe = parts.recipe("aligned", ("question_alignment", "response_alignment", "evaluation"))
+recipe.question_alignment = parts.training(model, {"pairs": pairs}, **training)
+recipe.response_alignment = parts.training("question_alignment", {"answers": responses}, **training)
+recipe.evaluation = parts.evaluation(
+    systems={"base": parts.system(model), "qalign": parts.system("response_alignment")},
+    benchmarks={
+        "mgsm": parts.benchmark(
+            MGSM, languages=LANGUAGES, limit=PROBLEMS, max_new_tokens=NEW_TOKENS
+        )
+    },
+    baseline="base",
+    slots=32,
+)
+
+# %% [markdown]
+# **Does it fit?** The TPU's compiler says what a step of each stage needs of a chip's memory, on
+# any runtime. Where it does not fit, take a smaller model, fewer rows, or a larger chip.
+
+# %%
+found = qalign_jax.fits(recipe, TOPOLOGY)
+found
+
+# %% [markdown]
+# **Train and evaluate.** A session that ended goes on where it was, as long as its disk is there:
+# mount a Drive and put `WORKDIR` on it to be safe.
+
+# %%
+if not found["fits"]:
+    raise ValueError(f"{MODEL} with these settings does not fit {TOPOLOGY}: see the table above")
+download(MODEL, "*.safetensors")
+outcome = qalign_jax.run(recipe, WORKDIR)
+outcome
+
+# %% [markdown]
+# **Back to the Hub.** The directory holds what `transformers` reads, with a model card. It is
+# pushed only where `PUSH_TO` names a repository, such as `you/model-aligned`.
+
+# %%
+from qalign_jax.convert import convert
+
+target = f"{WORKDIR}/hugging_face"
+if not pathlib.Path(target).exists():
+    print(convert(f"{WORKDIR}/response_alignment", target, dtype="bfloat16"))
+if PUSH_TO:
+    from huggingface_hub import HfApi
+
+    HfApi().create_repo(PUSH_TO, private=True, exist_ok=True)
+    HfApi().upload_folder(repo_id=PUSH_TO, folder_path=target)

@@ -1,0 +1,125 @@
+# ---
+# jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Steer a model that is too large to tune
+# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/OWNER/qalign_jax/blob/main/launch/colab/steer_a_large_model.ipynb)
+#
+# LLaMA2-7B is steered by a small tuned model against the same untuned: at every token, logits are
+# large + alpha * (expert - antiexpert) (arXiv 2401.08565). TinyLlama-1.1B has LLaMA2's tokenizer
+# and can be both small models. All three take 18 GB in bfloat16, so a v6e-1 (32 GiB) holds them.
+
+# %% [markdown]
+# **Install.** Once a session. Where a package that Colab brings gets another version, the kernel
+# restarts: then run the cells again, from the first. A second time this cell does nothing.
+
+# %%
+import glob
+import importlib.metadata
+import importlib.util
+import pathlib
+import subprocess
+import sys
+
+import IPython
+
+REPOSITORY = "https://github.com/OWNER/qalign_jax"  # @param {type: "string"}
+
+
+def versions():
+    return {found.name: found.version for found in importlib.metadata.distributions()}
+
+
+if importlib.util.find_spec("qalign_jax") is None:
+    folders = pathlib.Path.cwd().parents  # a checkout that this notebook lies in goes first
+    checkouts = [folder for folder in folders if (folder / "qalign_jax" / "api.py").is_file()]
+    source = checkouts[0].as_uri() if checkouts else f"git+{REPOSITORY}"
+    extra = "[tpu]" if glob.glob("/dev/accel*") or glob.glob("/dev/vfio/[0-9]*") else ""
+    before, package = versions(), f"qalign_jax{extra} @ {source}"
+    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", package], check=True)
+    importlib.invalidate_caches()
+    after = versions()
+    if any(after.get(name) != version for name, version in before.items()):
+        print("Versions changed: the kernel restarts. Run the cells again, from the first.")
+        IPython.get_ipython().kernel.do_shutdown(restart=True)
+
+# %% [markdown]
+# **Settings.** The expert may be what the notebook `align_your_model` left from a TinyLlama. A
+# directory may stand in the place of every name.
+
+# %% tags=["parameters"]
+LARGE = "meta-llama/Llama-2-7b-hf"  # @param {type: "string"}
+EXPERT = "TinyLlama/TinyLlama-1.1B-Chat-v1.0"  # @param {type: "string"}
+ANTIEXPERT = "TinyLlama/TinyLlama-1.1B-intermediate-step-1431k-3T"  # @param {type: "string"}
+ALPHA = 1.0  # @param {type: "number"}
+DTYPE = "bfloat16"  # @param ["bfloat16", "float32"]
+NEW_TOKENS = 200  # @param {type: "integer"}
+QUESTIONS = [
+    "Ein Bäcker backt 24 Brötchen und verkauft 15. Wie viele bleiben übrig?",
+    "Une boîte contient 12 stylos. Combien de stylos contiennent 5 boîtes ?",
+]
+
+# %% [markdown]
+# **Download.** A model behind a licence says what to do.
+
+# %%
+from huggingface_hub import errors, snapshot_download
+
+
+def download(name):
+    """The folder of a model: a local directory, or files of the Hub."""
+    if pathlib.Path(name).is_dir():
+        return name
+    try:
+        return snapshot_download(name, allow_patterns=["*.json", "tokenizer*", "*.safetensors"])
+    except errors.GatedRepoError:
+        raise ValueError(
+            f"{name} is behind a licence: accept it at https://huggingface.co/{name}, then run "
+            "`huggingface_hub.login()` in a new cell and this one again"
+        ) from None
+
+
+large, expert, antiexpert = map(download, (LARGE, EXPERT, ANTIEXPERT))
+
+# %% [markdown]
+# **The large model alone.** Its weights are freed afterwards: the steered system reads its own.
+
+# %%
+import qalign_jax
+
+alone = qalign_jax.load(large, dtype=DTYPE)
+answers = alone.answer(QUESTIONS, NEW_TOKENS)
+del alone
+for question, answer in zip(QUESTIONS, answers, strict=True):
+    print(f"{question}\n{answer}\n")
+
+# %% [markdown]
+# **Steered.** Three models decode as one.
+
+# %%
+steered = qalign_jax.ProxyTuned(large, expert, antiexpert, alpha=ALPHA, dtype=DTYPE)
+for question, answer in zip(QUESTIONS, steered.answer(QUESTIONS, NEW_TOKENS), strict=True):
+    print(f"{question}\n{answer}\n")
+
+# %% [markdown]
+# **Token by token.** Blue tokens became more probable by the steering, orange ones less; underlined
+# are those in whose place the large model alone would have said something else. Hover to see what.
+
+# %%
+from IPython.display import display
+
+from qalign_jax.data.prompts import render
+
+prompts = [render(steered.template, question) for question in QUESTIONS]
+for question, trace in zip(QUESTIONS, steered.trace(prompts, NEW_TOKENS), strict=True):
+    print(question)
+    display(trace)
