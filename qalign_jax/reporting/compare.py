@@ -52,9 +52,12 @@ def write(runs: Sequence[str | os.PathLike], output: str | os.PathLike) -> epath
     """Writes the page that compares the runs in these folders, and returns its path.
 
     Raises:
-      ValueError: fewer than two folders, one that is named twice, is none of a run or has no
-        results, or a file that is damaged.
+      ValueError: an output that is a folder, fewer than two folders of runs, one that is named
+        twice, is none of a run or has no results, or a file that is damaged.
     """
+    path = epath.Path(output)
+    if path.is_dir():
+        raise ValueError(f"--output={output} is a folder; name a file")
     found = groups(read(runs))
     systems = [name for group in found for run in group.runs for name in run.systems]
     charts = Charts(list(stages.in_order(dict.fromkeys(systems))))
@@ -71,7 +74,6 @@ def write(runs: Sequence[str | os.PathLike], output: str | os.PathLike) -> epath
         ],
         benchmarks=[_benchmark(name, found, charts) for name in _benchmarks(found)],
     )
-    path = epath.Path(output)
     files.write_text(path, page)
     return path
 

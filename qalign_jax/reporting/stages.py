@@ -9,6 +9,7 @@ from etils import epath
 
 from qalign_jax import files
 
+_REMEDY = "delete it and done.json beside it, and start the same run again"
 _FIRST = ("base", "ralign", "qalign")  # in every table and chart, then the others in their order
 
 
@@ -89,7 +90,7 @@ def _stage(folder: epath.Path) -> Stage:
     paths = sorted(folder.iterdir())
     return Stage(
         name=folder.name,
-        results=_json(folder / "results.json") or {},
+        results=_results(folder / "results.json"),
         metrics=_metrics(folder / "metrics.jsonl"),
         packing=_json(folder / "packing.json"),
         done=_json(folder / "done.json"),
@@ -100,6 +101,19 @@ def _stage(folder: epath.Path) -> Stage:
         ],
         files=[path.name + "/" * path.is_dir() for path in paths if path.name[0] != "."],
     )
+
+
+def _results(path: epath.Path) -> dict[str, Any]:
+    """A stage's results; those of systems are objects down to a benchmark's."""
+    results = _json(path) or {}
+    systems = results.get("systems") or {}
+    levels = [systems, *(systems.values() if isinstance(systems, dict) else ())]
+    levels += [each for found in levels[1:] if isinstance(found, dict) for each in found.values()]
+    if not all(isinstance(level, dict) for level in levels):
+        raise ValueError(
+            f"{path}: expected systems, their benchmarks and results as objects; {_REMEDY}"
+        )
+    return results
 
 
 def _metrics(path: epath.Path) -> list[dict[str, Any]]:
@@ -115,5 +129,4 @@ def _metrics(path: epath.Path) -> list[dict[str, Any]]:
 
 
 def _json(path: epath.Path) -> dict[str, Any] | None:
-    remedy = "delete it and done.json beside it, and start the same run again"
-    return files.read_object(path, remedy) if path.exists() else None
+    return files.read_object(path, _REMEDY) if path.exists() else None

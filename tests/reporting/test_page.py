@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from qalign_jax.reporting import page, tables
+from tests.files import write_jsonl
 from tests.reporting.parsed import Parsed
 
 SYSTEMS = {
@@ -147,6 +148,13 @@ def test_what_is_no_run_is_refused(tmp_path):
         page.write(tmp_path)
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(ValueError, match=r"config\.json: not JSON"):
+        page.write(tmp_path)
+
+
+@pytest.mark.parametrize("systems", [[1], {"base": 5}, {"base": {"mgsm": [3]}}])
+def test_results_of_another_shape_are_refused(systems, tmp_path):
+    write_jsonl(tmp_path / "evaluation" / "results.json", [{"systems": systems}])
+    with pytest.raises(ValueError, match=r"results\.json: expected systems, their benchmarks"):
         page.write(tmp_path)
 
 
