@@ -67,20 +67,31 @@ def test_a_chip_hides_its_system_among_the_answers_of_every_question(opened):
     assert qalign.is_displayed() and not ralign.is_displayed()
 
 
-def test_the_theme_follows_the_system_and_then_the_reader(opened):
+# Stands in for the browser's storage, which it may write after the page is loaded again.
+STORAGE = """
+Storage.prototype.setItem = (key, value) => { window.name = value; };
+Storage.prototype.getItem = () => window.name || null;
+"""
+
+
+@pytest.fixture
+def storage(opened):
+    added = opened.execute_cdp_cmd("Page.addScriptToEvaluateOnNewDocument", {"source": STORAGE})
+    opened.refresh()
+    yield
+    opened.execute_script("window.name = ''")
+    opened.execute_cdp_cmd("Page.removeScriptToEvaluateOnNewDocument", added)
+
+
+def test_the_theme_follows_the_system_and_then_the_reader(opened, storage):
     dark = {"features": [{"name": "prefers-color-scheme", "value": "dark"}]}
     opened.execute_cdp_cmd("Emulation.setEmulatedMedia", dark)
     night, day = "rgb(19, 22, 25)", "rgb(253, 253, 252)"
     WebDriverWait(opened, 10).until(lambda browser: colour(browser) == night)
     find(opened, "[data-theme-button]")[0].click()
     WebDriverWait(opened, 10).until(lambda browser: colour(browser) == day)
-
-    def is_remembered(browser):
-        browser.refresh()
-        return colour(browser) == day
-
-    # a browser writes its storage in its own time
-    WebDriverWait(opened, 10).until(is_remembered)
+    opened.refresh()
+    WebDriverWait(opened, 10).until(lambda browser: colour(browser) == day)
     assert find(opened, "html")[0].get_attribute("data-theme") == "light"
 
 
