@@ -116,8 +116,12 @@ case $action in
     read_slice ;;
 esac
 case $action in
-  print) manifest && exit ;;
-  xpk) by_xpk && exit ;;
+  print)
+    manifest
+    exit ;;
+  xpk)
+    by_xpk
+    exit ;;
   *) needs kubectl "install it: gcloud components install kubectl" ;;
 esac
 pods=(--namespace="$namespace" --selector="jobset.sigs.k8s.io/jobset-name=$name")

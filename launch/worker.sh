@@ -44,7 +44,6 @@ install() {
   command -v bwrap >/dev/null || bubblewrap || tell "no bubblewrap: recipes that run code refuse"
   ln -sfn "$commit" "$base/current.new"
   mv -T "$base/current.new" "$base/current"
-  rm "$archive"
   tell "installed $commit"
 }
 

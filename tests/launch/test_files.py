@@ -1,10 +1,12 @@
 """The folder launch/: linters, help texts, the image, and slices as Python names them."""
 
+import importlib.metadata
 import re
 import shlex
 import subprocess
 
 import pytest
+from packaging.requirements import Requirement
 
 from qalign_jax.configs import slices
 from qalign_jax.parallel.chips import CHIPS, parse_slice
@@ -103,3 +105,13 @@ def test_the_hosts_are_those_of_the_compilers_slices():
             continue
         hosts = {device.process_index for device in slice_.devices()}
         assert f"parallelism: {len(hosts)}\n" in described(name)
+
+
+def test_the_constraints_leave_room_for_what_jax_needs_on_a_tpu():
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    pins = dict(line.split("==") for line in lines if line and not line.startswith("#"))
+    assert "jax" in pins
+    needed = [Requirement(line) for line in importlib.metadata.requires("jax") if "tpu" in line]
+    assert any(each.name == "libtpu" for each in needed)
+    for each in needed:
+        assert each.name not in pins or pins[each.name] in each.specifier, each
