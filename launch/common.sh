@@ -110,7 +110,9 @@ take() {
           [[ $2 =~ ^[A-Za-z_][A-Za-z0-9_]*= ]] || mistake "$1: expected --env=NAME=VALUE"
           variables+=("$2") ;;
         --worker) worker=$(number "$1" "$2") ;;
-        --node-count) node_count=$(number "$1" "$2") ;;
+        --node-count)
+          node_count=$(number "$1" "$2")
+          [ "$node_count" -gt 0 ] || mistake "$1: expected at least 1" ;;
         --max-failures) max_failures=$(number "$1" "$2") ;;
         --max-restarts) max_restarts=$(number "$1" "$2") ;;
         --poll) poll=$(number "$1" "$2") ;;

@@ -23,9 +23,10 @@ set -euo pipefail
 # shellcheck source-path=SCRIPTDIR source=common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
-# Text as YAML and JSON read it back.
+# Text as YAML and JSON read it back, in which Kubernetes replaces no variable.
 text() {
   local escaped=${1//\\/\\\\}
+  escaped=${escaped//\$/\$\$}
   echo "\"${escaped//\"/\\\"}\""
 }
 

@@ -214,7 +214,8 @@ class Pip:
 import json, pathlib, sys
 site = pathlib.Path(__file__).parents[1]
 (site / "asked.json").write_text(json.dumps(sys.argv[1:]))
-(site / "qalign_jax.py").write_text("")
+(site / "qalign_jax-0.1.dist-info").mkdir()
+(site / "qalign_jax-0.1.dist-info/METADATA").write_text("Name: qalign_jax\\nVersion: 0.1\\n")
 [metadata] = site.glob("jax-*/METADATA")
 metadata.write_text("Name: jax\\nVersion: {}\\n")
 """

@@ -27,7 +27,6 @@
 # %%
 import glob
 import importlib.metadata
-import importlib.util
 import pathlib
 import subprocess
 import sys
@@ -41,8 +40,9 @@ def versions():
     return {found.name: found.version for found in importlib.metadata.distributions()}
 
 
-if importlib.util.find_spec("qalign_jax") is None:
-    folders = pathlib.Path.cwd().parents  # a checkout that this notebook lies in goes first
+if not {"qalign_jax", "qalign-jax"} & versions().keys():
+    here = pathlib.Path.cwd()  # a checkout that is here, or around this notebook, goes first
+    folders = [here / "qalign_jax", here, *here.parents]
     checkouts = [folder for folder in folders if (folder / "qalign_jax" / "api.py").is_file()]
     source = checkouts[0].as_uri() if checkouts else f"git+{REPOSITORY}"
     extra = "[tpu]" if glob.glob("/dev/accel*") or glob.glob("/dev/vfio/[0-9]*") else ""
@@ -123,7 +123,7 @@ recipe.evaluation = parts.evaluation(
 
 # %% [markdown]
 # **Does it fit?** The TPU's compiler says what a step of each stage needs of a chip's memory, on
-# any runtime. Where it does not fit, take a smaller model, fewer rows, or a larger chip.
+# any runtime that has libtpu (`pip install libtpu`). Where it does not fit, take a smaller model, fewer rows, or a larger chip.
 
 # %%
 found = qalign_jax.fits(recipe, TOPOLOGY)

@@ -25,7 +25,6 @@
 # %%
 import glob
 import importlib.metadata
-import importlib.util
 import pathlib
 import subprocess
 import sys
@@ -39,8 +38,9 @@ def versions():
     return {found.name: found.version for found in importlib.metadata.distributions()}
 
 
-if importlib.util.find_spec("qalign_jax") is None:
-    folders = pathlib.Path.cwd().parents  # a checkout that this notebook lies in goes first
+if not {"qalign_jax", "qalign-jax"} & versions().keys():
+    here = pathlib.Path.cwd()  # a checkout that is here, or around this notebook, goes first
+    folders = [here / "qalign_jax", here, *here.parents]
     checkouts = [folder for folder in folders if (folder / "qalign_jax" / "api.py").is_file()]
     source = checkouts[0].as_uri() if checkouts else f"git+{REPOSITORY}"
     extra = "[tpu]" if glob.glob("/dev/accel*") or glob.glob("/dev/vfio/[0-9]*") else ""

@@ -25,7 +25,6 @@
 # %%
 import glob
 import importlib.metadata
-import importlib.util
 import pathlib
 import subprocess
 import sys
@@ -39,8 +38,9 @@ def versions():
     return {found.name: found.version for found in importlib.metadata.distributions()}
 
 
-if importlib.util.find_spec("qalign_jax") is None:
-    folders = pathlib.Path.cwd().parents  # a checkout that this notebook lies in goes first
+if not {"qalign_jax", "qalign-jax"} & versions().keys():
+    here = pathlib.Path.cwd()  # a checkout that is here, or around this notebook, goes first
+    folders = [here / "qalign_jax", here, *here.parents]
     checkouts = [folder for folder in folders if (folder / "qalign_jax" / "api.py").is_file()]
     source = checkouts[0].as_uri() if checkouts else f"git+{REPOSITORY}"
     extra = "[tpu]" if glob.glob("/dev/accel*") or glob.glob("/dev/vfio/[0-9]*") else ""
@@ -63,6 +63,7 @@ ANTIEXPERT = "TinyLlama/TinyLlama-1.1B-intermediate-step-1431k-3T"  # @param {ty
 ALPHA = 1.0  # @param {type: "number"}
 DTYPE = "bfloat16"  # @param ["bfloat16", "float32"]
 NEW_TOKENS = 200  # @param {type: "integer"}
+SLOTS = 8  # @param {type: "integer"}  # rows decoded at once: 8 fit three models on v6e-1
 QUESTIONS = [
     "Ein Bäcker backt 24 Brötchen und verkauft 15. Wie viele bleiben übrig?",
     "Une boîte contient 12 stylos. Combien de stylos contiennent 5 boîtes ?",
@@ -97,7 +98,7 @@ large, expert, antiexpert = map(download, (LARGE, EXPERT, ANTIEXPERT))
 import qalign_jax
 
 alone = qalign_jax.load(large, dtype=DTYPE)
-answers = alone.answer(QUESTIONS, NEW_TOKENS)
+answers = alone.answer(QUESTIONS, NEW_TOKENS, slots=SLOTS)
 del alone
 for question, answer in zip(QUESTIONS, answers, strict=True):
     print(f"{question}\n{answer}\n")
@@ -107,7 +108,8 @@ for question, answer in zip(QUESTIONS, answers, strict=True):
 
 # %%
 steered = qalign_jax.ProxyTuned(large, expert, antiexpert, alpha=ALPHA, dtype=DTYPE)
-for question, answer in zip(QUESTIONS, steered.answer(QUESTIONS, NEW_TOKENS), strict=True):
+answers = steered.answer(QUESTIONS, NEW_TOKENS, slots=SLOTS)
+for question, answer in zip(QUESTIONS, answers, strict=True):
     print(f"{question}\n{answer}\n")
 
 # %% [markdown]
@@ -120,6 +122,7 @@ from IPython.display import display
 from qalign_jax.data.prompts import render
 
 prompts = [render(steered.template, question) for question in QUESTIONS]
-for question, trace in zip(QUESTIONS, steered.trace(prompts, NEW_TOKENS), strict=True):
+traces = steered.trace(prompts, NEW_TOKENS, slots=SLOTS)
+for question, trace in zip(QUESTIONS, traces, strict=True):
     print(question)
     display(trace)

@@ -95,12 +95,15 @@ def test_flags_and_variables_come_through_as_they_are(cloud):
         "--config.a=('de', \"fr\")",
         "--config.b=C:\\n",
         "--config.c=# no: [comment]",
+        "--config.d=$(A) $$x",
         "--",
         "--d=é",
     )
     jobset = manifest(cloud, *NAME, *RECIPE, "--env=A=1", '--env=B=x: "y"', *odd)
     (container,) = pod(jobset)["containers"]
-    assert container["args"] == [*RECIPE, *(word for word in odd if word != "--")]
+    # Kubernetes reads $$ as $, and $(A) as the variable A
+    expected = [*RECIPE, *(word.replace("$", "$$") for word in odd if word != "--")]
+    assert container["args"] == expected
     assert container["env"] == [{"name": "A", "value": "1"}, {"name": "B", "value": 'x: "y"'}]
     assert container["image"] == "us-docker.pkg.dev/p/r/qalign_jax:1"
 
