@@ -220,6 +220,7 @@ watch() {
         grep ': ' <<<"$answers" >&2 || true
         outcome=1
         [[ $answers != *": exit 2:"* ]] || outcome=2
+        [[ $answers != *", stopped"* ]] || fail "the run was stopped; $0 up goes on with it"
         return
       fi
     fi

@@ -62,7 +62,7 @@ start() {
     tell "refused: another run lives: $(<"$base/run.command")"
     return
   fi
-  rm -f "$base/run.exit" "$base/run.pid"
+  rm -f "$base/run.exit" "$base/run.pid" "$base/run.stopped"
   setsid nohup bash "$base/worker.sh" supervise "$@" </dev/null >/dev/null 2>&1 &
   for _ in {1..100}; do
     [ ! -e "$base/run.pid" ] || { tell "started" && return; }
@@ -93,7 +93,13 @@ status() {
     tell "running"
   elif [ -e "$base/run.exit" ]; then
     code=$(<"$base/run.exit")
-    if [ "$code" = 0 ]; then tell "exit 0"; else tell "exit $code: $(tail -n 2 "$log" | head -n 1)"; fi
+    if [ "$code" = 0 ]; then
+      tell "exit 0"
+    elif [ -e "$base/run.stopped" ]; then
+      tell "exit $code, stopped"
+    else
+      tell "exit $code: $(tail -n 2 "$log" | head -n 1)"
+    fi
   elif [ -e "$base/run.pid" ]; then
     tell "died"
   else
@@ -103,6 +109,7 @@ status() {
 
 stop() {
   local signal
+  ! alive || touch "$base/run.stopped"
   for signal in TERM KILL; do
     if alive; then kill "-$signal" -- "-$(<"$base/run.pid")" || true; fi
     for _ in {1..300}; do

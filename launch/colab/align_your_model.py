@@ -123,7 +123,8 @@ recipe.evaluation = parts.evaluation(
 
 # %% [markdown]
 # **Does it fit?** The TPU's compiler says what a step of each stage needs of a chip's memory, on
-# any runtime that has libtpu (`pip install libtpu`). Where it does not fit, take a smaller model, fewer rows, or a larger chip.
+# any runtime that has libtpu (`pip install libtpu`). Where it does not fit, take a smaller model,
+# fewer rows, or a larger chip.
 
 # %%
 found = qalign_jax.fits(recipe, TOPOLOGY)

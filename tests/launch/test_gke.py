@@ -130,6 +130,11 @@ def test_apply_gives_kubectl_the_manifest_that_print_prints(cloud):
     assert len(cloud.calls()) == 1
 
 
+def test_xpk_failing_is_the_scripts_status(cloud):
+    cloud.answer("xpk workload", "error: no cluster c", status=3)
+    assert cloud.run("gke.sh", "xpk", *NAME, *RECIPE, "--cluster=c")[0] == 3
+
+
 def test_kubectl_failing_is_the_scripts_status(cloud):
     cloud.answer("kubectl apply", "error: no matches for kind JobSet", status=1)
     status, _, said = cloud.run("gke.sh", "apply", *NAME, *RECIPE)

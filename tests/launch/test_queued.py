@@ -104,3 +104,8 @@ def test_logs_are_those_of_the_first_slice(cloud):
     assert shlex.split(printed)[3:8] == [
         "queued-resources", "ssh", "slice", "--node=0", "--worker=0"
     ]  # fmt: skip
+
+
+def test_no_slices_at_all_are_refused(cloud):
+    status, _, said = cloud.run("queued.sh", *PLACE, *RECIPE, "--node-count=0")
+    assert status == 2 and "--node-count=0: expected at least 1" in said and not cloud.calls()

@@ -167,16 +167,17 @@ def test_a_run_that_lives_is_watched_and_no_second_one_is_started(cloud):
     assert len(cloud.calls("create")) == 1
 
 
-def test_stop_ends_the_run_whose_status_is_kept(cloud):
+def test_stop_ends_the_run_and_the_script_that_watches_it(cloud):
     cloud.plan("wait")
     assert cloud.run("tpu_vm.sh", "create", *PLACE, "--slice=v5e-4")[0] == 0
     assert cloud.run("tpu_vm.sh", "install", *PLACE)[0] == 0
-    with cloud.started("tpu_vm.sh", "run", *UP) as run:
+    with cloud.started("tpu_vm.sh", "up", *UP) as run:
         cloud.wait_for(cloud.folder / "starts-w-0")
         assert "worker w-0: running" in cloud.run("tpu_vm.sh", "status", *PLACE)[1]
         assert cloud.run("tpu_vm.sh", "stop", *PLACE)[0] == 0
         assert run.wait(timeout=30) == 1
-    assert "worker w-0: exit 143" in cloud.run("tpu_vm.sh", "status", *PLACE)[1]
+    assert "worker w-0: exit 143, stopped" in cloud.run("tpu_vm.sh", "status", *PLACE)[1]
+    assert len(cloud.starts()) == 1
 
 
 def test_run_needs_what_install_leaves(cloud):

@@ -54,6 +54,8 @@ def test_installing_again_does_nothing(worker):
     worker("install", "one")
     before = (worker.home / "uv.log").read_text()
     assert worker("install", "one") == "worker w-0: has one\n"
+    # a retry of the install on all workers reads it again
+    assert (worker.home / "qalign_jax-one.tar.gz").exists()
     assert (worker.home / "uv.log").read_text() == before
 
 
