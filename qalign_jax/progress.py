@@ -41,14 +41,14 @@ class Progress:
             return
         now = time.monotonic()
         if self._warm is None:
-            self._warm = now, self._done, self._tokens
+            self._warm, self._logged = (now, self._done, self._tokens), now
             if self._done < self._total:
                 return
         if self._done < self._total and now - self._logged < LOG_SECONDS:
             return
         self._logged = now
         began, before, tokens = self._warm
-        if before == self._done:
+        if now - began < LOG_SECONDS:  # too short to tell a speed
             began, before, tokens = self._began, self._before, 0
         seconds = max(now - began, 1e-9)
         left = seconds / (self._done - before) * (self._total - self._done)

@@ -13,11 +13,21 @@ def test_speed_and_time_left_leave_out_what_compiled_with_the_first_unit(monkeyp
         for _ in range(4):
             shown.add(tokens=50)
     lines = [re.sub(r".*training: ", "", record.getMessage()) for record in caplog.records]
-    # one unit in 5 seconds, then three in 20
+    # two units in 10 seconds, then three in 20
     assert lines == [
-        "step 2 of 10, 10 tokens/s, 00:40 left",
+        "step 3 of 10, 10 tokens/s, 00:35 left",
         "step 4 of 10, 8 tokens/s, 00:40 left",
     ]
+
+
+def test_units_that_end_at_once_have_the_speed_of_all_the_time(monkeypatch, caplog):
+    clock = iter([0.0, 9.9, 10.0])
+    monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
+    with caplog.at_level("INFO", logger="absl"):
+        shown = progress.Progress("generate", 2, unit="answer")
+        for _ in range(2):
+            shown.add(tokens=50)
+    assert caplog.records[-1].getMessage() == "generate: answer 2 of 2, 10 tokens/s, 00:00 left"
 
 
 def test_a_single_unit_has_the_speed_of_itself(monkeypatch, caplog):

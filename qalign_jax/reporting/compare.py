@@ -52,12 +52,14 @@ def write(runs: Sequence[str | os.PathLike], output: str | os.PathLike) -> epath
     """Writes the page that compares the runs in these folders, and returns its path.
 
     Raises:
-      ValueError: an output that is a folder, fewer than two folders of runs, one that is named
-        twice, is none of a run or has no results, or a file that is damaged.
+      ValueError: an output that is a folder or no .html file, fewer than two folders of runs, one
+        that is named twice, is none of a run or has no results, or a file that is damaged.
     """
     path = epath.Path(output)
     if path.is_dir():
         raise ValueError(f"--output={output} is a folder; name a file")
+    if path.suffix != ".html":  # not a file of a run
+        raise ValueError(f"--output={output}: expected a name that ends in .html")
     found = groups(read(runs))
     systems = [name for group in found for run in group.runs for name in run.systems]
     charts = Charts(list(stages.in_order(dict.fromkeys(systems))))

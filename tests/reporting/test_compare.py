@@ -118,6 +118,10 @@ def test_groups_stand_side_by_side(seeds, tmp_path):
 def test_what_cannot_be_compared_is_refused(seeds, tmp_path):
     with pytest.raises(ValueError, match=r"--output=.* is a folder; name a file"):
         compare.write(["one", "two"], tmp_path)
+    with pytest.raises(
+        ValueError, match=r"seed0/config\.json: expected a name that ends in \.html"
+    ):
+        compare.write(seeds, seeds[0] / "config.json")
     with pytest.raises(ValueError, match="expected two runs or more"):
         compare.read(seeds[:1])
     with pytest.raises(ValueError, match="seed0 is named twice"):
