@@ -2,10 +2,32 @@
 
 import json
 import os
+import random
+import re
+import time
+import unicodedata
 from collections.abc import Iterable, Iterator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
+from absl import logging
 from etils import epath
+from fsspec.config import conf
+
+from qalign_jax.faults import storage
+
+# Other hosts and TensorStore write where gcsfs has listed.
+conf.setdefault("gcs", {}).setdefault("use_listings_cache", False)
+
+# How long a write to an object store is tried. gcsfs tries for half a minute itself.
+RETRY_S = 600.0
+DEEPEST = 64  # levels of a JSON value; a reader's own recursion must not meet Python's limit
+LARGEST = 1 << 28  # bytes of a file that is one JSON value
+LONGEST_NAME = 200  # bytes of a file's name; file systems take 255, with what is put around it
+
+# What a text must hold to have a value that JSON's parser takes and a reader does not: half a
+# surrogate pair, a number that is no float, NaN. Texts without are parsed and not looked through.
+_SUSPECT = re.compile(r"\\u[dD][89a-fA-F]|\d{40}|[eE]\+?\d{3}|NaN|Infinity")
+_NAME = re.compile(r"[\w-][\w.-]*")
 
 
 class Line(NamedTuple):
@@ -28,15 +50,47 @@ def absolute(path: str | os.PathLike) -> epath.Path:
 
 
 def write_bytes(path: str | os.PathLike, content: bytes) -> None:
-    """Replaces a file's content at once: a reader sees the old content or the new, never a part."""
+    """Replaces a file's content at once: a reader sees the old content or the new, never a part.
+
+    Raises:
+      StorageFailed, ValueError: as of storage.writing; an object store has failed for RETRY_S.
+    """
     path = epath.Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     if is_remote(path):
-        path.write_bytes(content)
+        _write_object(path, content)
         return
-    aside = path.parent / f".{path.name}.{os.getpid()}"
-    aside.write_bytes(content)
-    aside.replace(path)
+    with storage.writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        aside = path.parent / f".{path.name}.{os.getpid()}"
+        try:
+            with aside.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())  # or a machine's crash might leave the new name empty
+            aside.replace(path)
+        except BaseException:
+            aside.unlink(missing_ok=True)
+            raise
+
+
+def _write_object(path: epath.Path, content: bytes) -> None:
+    """Writes an object, again with ever longer pauses while the store says that it may help."""
+    from gcsfs.retry import is_retriable
+
+    began, pause = time.monotonic(), 1.0
+    while True:
+        try:
+            with storage.writing(path):
+                path.write_bytes(content)
+            return
+        except storage.StorageFailed as error:
+            seconds = time.monotonic() - began
+            if not is_retriable(error.__cause__) or seconds + pause > RETRY_S:
+                raise
+            reason = storage.failure(error.__cause__)
+            logging.warning("%s: %s; again in %.0f s", os.fspath(path), reason, pause)
+            time.sleep(pause * random.uniform(0.5, 1.0))
+            pause = min(2 * pause, 60.0)
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:
@@ -54,29 +108,97 @@ def write_json_lines(path: str | os.PathLike, rows: Iterable[Any]) -> None:
     write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
-def read_json(path: str | os.PathLike, remedy: str) -> Any:
-    """The JSON value in a file.
+def is_name(text: Any) -> bool:
+    """Whether a text may be the name of a file or a folder: of a system, a stage, a language.
+
+    Letters and digits of any script, `_`, `-` and, but for the first, `.`: no path, nothing hidden,
+    no mark of direction; not longer than file systems take, and the same text on all of them.
+    """
+    return (
+        isinstance(text, str)
+        and _NAME.fullmatch(text) is not None
+        and len(text.encode()) <= LONGEST_NAME
+        and unicodedata.is_normalized("NFKC", text)
+    )
+
+
+def check_output(path: str | os.PathLike, flag: str) -> None:
+    """Raises a ValueError where no file can be written to the path that a flag gives."""
+    text = os.fspath(path)
+    if is_remote(text):
+        return
+    name = os.path.basename(text)
+    if "\0" in text or not name or len(os.fsencode(name)) > LONGEST_NAME:
+        raise ValueError(f"--{flag}={text!r} is no file's name, or too long for one")
+    folder = os.path.abspath(text)
+    if os.path.isdir(folder):
+        raise ValueError(f"--{flag}={text} is a folder; name a file")
+    while not os.path.lexists(folder := os.path.dirname(folder)):
+        pass
+    if not os.path.isdir(folder):
+        raise ValueError(f"--{flag}={text}: {folder} is not a folder; name a file elsewhere")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise ValueError(f"--{flag}={text}: {folder} cannot be written to; name a file elsewhere")
+
+
+def parse_json(text: str | bytes, where: str, remedy: str, **options: Any) -> Any:
+    """The value of a JSON text, of which readers need fear nothing.
+
+    Args:
+      where: names the text's file in errors.
+      remedy: what to do about a text that is no JSON.
+      options: for json.loads; they may take numbers as they are written.
 
     Raises:
-      ValueError: the file is no JSON; `remedy` says what to do.
+      ValueError: no JSON, which knows no NaN and no Infinity; more than DEEPEST levels; a number
+        that no float holds; half a surrogate pair, which cannot be written as UTF-8.
     """
     try:
-        return json.loads(epath.Path(path).read_text(encoding="utf-8"))
+        if isinstance(text, bytes):
+            text = text.removeprefix(b"\xef\xbb\xbf").decode("utf-8")
+        options = {"parse_constant": _refuse_constant, **options}
+        value = json.loads(text, **options)
+        if _SUSPECT.search(text) or text.count("[") + text.count("{") > DEEPEST:
+            _check_value(value)
+        return value
+    except json.JSONDecodeError as error:
+        line = f":{error.lineno}" if error.lineno > 1 else ""
+        reason = f"not JSON ({error.msg} at column {error.colno})"
+        raise ValueError(f"{where}{line}: {reason}; {remedy}") from None
+    except RecursionError:
+        reason = _TOO_DEEP
+    except UnicodeDecodeError as error:
+        reason = f"not UTF-8 (byte 0x{error.object[error.start]:02x})"
     except ValueError as error:
-        raise ValueError(f"{os.fspath(path)}: not JSON ({error}); {remedy}") from None
+        # Python's own, of an integer of 4,300 digits, is for programmers
+        reason = _TOO_LARGE if "digits" in str(error) else str(error)
+    raise ValueError(f"{where}: {reason}; {remedy}") from None
+
+
+def read_json(path: str | os.PathLike, remedy: str, **options: Any) -> Any:
+    """The JSON value in a file; arguments as of `parse_json`.
+
+    Raises:
+      ValueError: as `parse_json`; the path is a folder, or the file is larger than LARGEST.
+    """
+    path, name = epath.Path(path), os.fspath(path)
+    if path.is_dir():
+        raise ValueError(f"{name}: a folder, where a file is expected; {remedy}")
+    if (size := path.stat().length) > LARGEST:
+        raise ValueError(f"{name}: {size:,} bytes, at most {LARGEST:,} are read; {remedy}")
+    return parse_json(path.read_bytes(), name, remedy, **options)
 
 
 def read_object(path: str | os.PathLike, remedy: str) -> dict[str, Any]:
     """The JSON object in a file.
 
     Raises:
-      ValueError: the file is no JSON, or another value; `remedy` says what to do.
+      ValueError: as `read_json`, or the value is another.
     """
     value = read_json(path, remedy)
     if not isinstance(value, dict):
-        raise ValueError(
-            f"{os.fspath(path)}: expected an object, found {type(value).__name__}; {remedy}"
-        )
+        found = json.dumps(value, ensure_ascii=False)[:40]
+        raise ValueError(f"{os.fspath(path)}: expected an object, found {found}; {remedy}")
     return value
 
 
@@ -119,23 +241,52 @@ def read_json_lines(
     Args:
       remedy: what to do about a line that is no JSON.
       torn: whether a last line without a newline may be cut off; it is left out then.
-      options: for json.loads.
+      options: as of `parse_json`.
 
     Raises:
-      ValueError: naming the line that is not JSON or not UTF-8.
+      ValueError: naming the line that is not UTF-8, or as `parse_json`.
     """
+    name = os.fspath(path)
     for number, text, ended in read_lines(path, torn=torn):
         if not text.strip():
             continue
         try:
-            yield number, json.loads(text, **options)
-        except (RecursionError, ValueError) as error:
-            if not isinstance(error, json.JSONDecodeError):
-                reason = f"{error}".split(";")[0]
-                raise ValueError(f"{os.fspath(path)}:{number}: {reason}; {remedy}") from None
+            yield number, parse_json(text, f"{name}:{number}", remedy, **options)
+        except ValueError:
             if torn and not ended:
                 return
-            raise ValueError(
-                f"{os.fspath(path)}:{number}: not JSON ({error.msg} at column {error.colno}); "
-                f"{remedy}"
-            ) from None
+            raise
+
+
+_TOO_LARGE = "a number too large"
+_TOO_DEEP = f"nested in more than {DEEPEST} levels"
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no number of JSON")
+
+
+def _check_value(value: Any) -> None:
+    """Raises a ValueError that says what a reader of a parsed value could not take."""
+    level, depth = [value], 0
+    while level:
+        below = []
+        for each in level:
+            if isinstance(each, dict):
+                below += [*each, *each.values()]
+            elif isinstance(each, list):
+                below += each
+            elif isinstance(each, str):
+                _check_text(each)
+            elif isinstance(each, (int, float)) and not -1e39 < each < 1e39:
+                raise ValueError(_TOO_LARGE)
+        if depth == DEEPEST and any(isinstance(each, (dict, list)) for each in level):
+            raise ValueError(_TOO_DEEP)
+        level, depth = below, depth + 1
+
+
+def _check_text(text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"half a surrogate pair (\\u{ord(text[error.start]):x})") from None

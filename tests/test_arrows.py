@@ -10,7 +10,8 @@ ROOT = pathlib.Path(qalign_jax.__file__).parent
 COMMANDS = {"run", "prepare", "convert", "fits", "generate", "score", "report"}
 # From the lowest floor up; folders and files of one floor do not import from each other.
 FLOORS = (
-    {"files", "settings", "logs", "progress", "sandbox"},
+    {"credentials", "faults"},
+    {"files", "logs", "mistakes", "progress", "sandbox", "settings", "schema"},
     {"parallel"},
     {"data", "models"},
     {"checkpoints"},

@@ -65,6 +65,60 @@ def test_what_a_run_keeps_is_replaced_at_once(tmp_path, tokenizer):
     assert not [path for path in tmp_path.rglob(".*") if path.is_file()]
 
 
+# What Python's parser takes, or stumbles over, and no reader can use.
+UNUSABLE = {
+    "deep": ("[" * 65 + "]" * 65, "nested in more than 64 levels"),
+    "deeper than Python recurses": ('{"a":' * 50_000, "nested in more than 64 levels"),
+    "deep and whole": ("[" * 50_000 + "]" * 50_000, "nested in more than 64 levels"),
+    "an integer of 4,400 digits": ("9" * 4400, "a number too large"),
+    "an integer that no float holds": ("[1" + "0" * 400 + "]", "a number too large"),
+    "a float that is infinite": ('{"a": 1e999}', "a number too large"),
+    "a negative one": ('{"a": -1e999}', "a number too large"),
+    "NaN": ('{"a": NaN}', "NaN is no number of JSON"),
+    "Infinity": ("[-Infinity]", "-Infinity is no number of JSON"),
+    "half a pair": ('{"a": "x \\ud83d"}', r"half a surrogate pair \(\\ud83d\)"),
+    "half a pair in a key": ('{"\\uDE00": 1}', r"half a surrogate pair \(\\ude00\)"),
+    "two values": ("{} {}", "not JSON"),
+    "bytes of no text": (b'{"a": "\xff"}', r"not UTF-8 \(byte 0xff\)"),
+    "a pair as UTF-8": (b'"\xed\xa0\xbd\xed\xb8\x80"', r"not UTF-8 \(byte 0xed\)"),
+}
+
+
+@pytest.mark.parametrize("case", UNUSABLE)
+def test_json_that_a_reader_cannot_use_is_refused_by_name(case, tmp_path):
+    content, message = UNUSABLE[case]
+    path = tmp_path / "a.json"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(ValueError, match=rf"a\.json: {message}.*; mend it$") as raised:
+        files.read_json(path, "mend it")
+    assert len(str(raised.value)) < 200 + len(str(path))
+    with pytest.raises(ValueError, match=rf"a\.json:1: {message}.*; (mend it|convert .*)$"):
+        list(files.read_json_lines(path, "mend it"))
+
+
+def test_json_that_looks_odd_and_is_whole_is_read(tmp_path):
+    path = tmp_path / "a.json"
+    whole = {
+        "emoji": "\U0001f600", "a path": "C:\\ud800", "deep": json.loads("[" * 63 + "]" * 63),
+        "small": 1e-300, "large": 1.5e38, "id": 10**30, "NaN": "NaN", "NUL": "\0",
+    }  # fmt: skip
+    path.write_bytes(b"\xef\xbb\xbf" + json.dumps(whole).encode())  # with a byte order mark
+    assert files.read_json(path, "") == whole
+    path.write_text('{"a": 1e999, "b": NaN}')
+    options = {"parse_float": str, "parse_constant": str}
+    assert files.read_json(path, "", **options) == {"a": "1e999", "b": "NaN"}
+
+
+def test_a_file_too_large_for_one_value_is_not_read(tmp_path):
+    path = tmp_path / "a.json"
+    with path.open("wb") as file:
+        file.truncate(files.LARGEST + 1)  # a hole: it takes no room
+    with pytest.raises(ValueError, match=r"a\.json: 268,435,457 bytes, at most 268,435,456 .*; x"):
+        files.read_json(path, "x")
+    with pytest.raises(ValueError, match="a folder, where a file is expected; x"):
+        files.read_json(tmp_path, "x")
+
+
 @pytest.mark.parametrize("content", ["", "{", "[]", "null", "3"])
 def test_a_file_that_holds_no_object_is_named_with_what_to_do(content, tmp_path):
     path = tmp_path / "done.json"
