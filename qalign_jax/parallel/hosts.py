@@ -1,7 +1,8 @@
 """Joining the processes of several hosts."""
 
+import ctypes
 import os
-import threading
+import signal
 
 import jax
 import numpy as np
@@ -12,43 +13,34 @@ from absl import logging
 from jax._src import clusters
 from jax.experimental import multihost_utils
 
-from qalign_jax.parallel.barrier import (
-    HOST,
-    JOIN_TIMEOUT_S,
-    Coordinator,
-    MissingProcess,
-    Worker,
-)
-
-# Longer than any host's own work between two barriers, the building of data sets above all.
-BARRIER_TIMEOUT_S = 3600
-# For the processes that are left to end together; JAX would wait minutes for the missing ones.
-EXIT_GRACE_S = 5
-
-_barrier: Coordinator | Worker | None = None
+from qalign_jax.faults import interrupts
+from qalign_jax.parallel import barrier
+from qalign_jax.parallel.barrier import HOST, MissingProcess
 
 
 def initialize(
     coordinator: str | None = None,
     processes: int = 1,
     process: int = 0,
-    timeout_s: float = JOIN_TIMEOUT_S,
+    timeout_s: float = barrier.JOIN_TIMEOUT_S,
+    hang_timeout_s: float = barrier.HANG_TIMEOUT_S,
 ) -> None:
     """Joins the cluster: the one given by hand, else that of the TPU pod around this host.
 
     Must be called before anything asks JAX for its devices. Every process logs its number and its
-    devices; after that, processes other than 0 log warnings alone.
+    devices; after that, processes other than 0 log warnings alone. A process that is missing from
+    then on ends the others, with its name and barrier.STATUS.
 
     Args:
       coordinator: HOST:PORT of process 0; none leaves it to the pod.
       processes, process: their count and the number of this one, with a coordinator.
       timeout_s: how long to wait for the other processes.
+      hang_timeout_s: after how long without a sign of life a process counts as missing.
 
     Raises:
       ValueError: numbers that do not fit, a malformed address, a port that is taken.
       MissingProcess: not all joined.
     """
-    global _barrier
     pod = None
     if coordinator:
         if not 0 <= process < processes:
@@ -67,30 +59,22 @@ def initialize(
     logging.info("%s: joining %s", name, coordinator or "its TPU pod")
     coordinator = coordinator or _coordinator(pod, timeout_s)
     host, _, port = coordinator.rpartition(":")
-    first = f"start of {processes}"  # processes that expect another number wait at another barrier
-    if process == 0:
-        _barrier = Coordinator(int(port), processes, timeout_s, first)
-    else:
-        _barrier = Worker((host.strip("[]"), int(port)), process, timeout_s, first)
+    address = host.strip("[]"), int(port)
+    barrier.join(address, process, processes, timeout_s, hang_timeout_s)
     if jax.config.jax_platforms == "cpu":  # pyright: ignore[reportAttributeAccessIssue]
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    jax.distributed.initialize(coordinator, processes, process)
+    _delay_aborts()
+    # JAX ends the processes that are left without a word: behind the watch of `barrier`
+    heartbeat_s = max(100, 2 * int(hang_timeout_s))
+    jax.distributed.initialize(
+        coordinator, processes, process, heartbeat_timeout_seconds=heartbeat_s
+    )
+    interrupts.take_over()
     here, everywhere = jax.local_device_count(), jax.device_count()
     kind = jax.local_devices()[0].device_kind
     logging.info("%s: %d of %d devices, %s", name, here, everywhere, kind)
     if jax.process_index():
         logging.set_verbosity(logging.WARNING)
-
-
-def barrier(name: str) -> None:
-    """Returns when every process has reached the barrier of this name.
-
-    Raises:
-      MissingProcess: not all did within BARRIER_TIMEOUT_S, or one has ended.
-    """
-    if jax.process_count() > 1:
-        assert _barrier, "the processes were not joined by hosts.initialize"
-        _barrier.wait(name, BARRIER_TIMEOUT_S)
 
 
 def broadcast_text(text: str) -> str:
@@ -107,16 +91,22 @@ def broadcast_text(text: str) -> str:
     return sent[:size].tobytes().decode()
 
 
-def exit_after_grace(status: int) -> None:
-    """Ends this process in EXIT_GRACE_S if it has not ended by then.
+def all_of(value: bool) -> bool:
+    """Whether the value is true in every process; all of them must call this."""
+    if jax.process_count() == 1:
+        return value
+    return bool(np.all(multihost_utils.process_allgather(np.array(value))))
 
-    JAX's own shutdown waits minutes for the processes that are missing.
+
+def _delay_aborts() -> None:
+    """Has an abort wait six seconds, in which the watch of `barrier` names who is missing.
+
+    JAX aborts a process within milliseconds of the end of process 0. A handler gets the signal's
+    number, which is SIGABRT's 6, and `sleep` of the C library needs no interpreter.
     """
-    # process 0 is the last: JAX aborts the others as soon as its coordination service ends
-    seconds = EXIT_GRACE_S if isinstance(_barrier, Worker) else EXIT_GRACE_S + 2
-    timer = threading.Timer(seconds, os._exit, [status])
-    timer.daemon = True
-    timer.start()
+    libc = ctypes.CDLL(None)
+    libc.signal.argtypes = [ctypes.c_int, ctypes.c_void_p]
+    libc.signal(signal.SIGABRT, ctypes.cast(libc.sleep, ctypes.c_void_p))
 
 
 def _pod():

@@ -51,29 +51,10 @@ def make_mesh(spec: str, devices=None) -> Mesh:
       ValueError: an unknown axis, a bad size, or sizes that do not fit the number of devices.
     """
     devices = list(jax.devices() if devices is None else devices)
-    sizes: dict[str, int] = dict.fromkeys(AXES, 1)
     if spec == "single":
-        spec, devices = "", devices[:1]
-    expected = "expected something like 'data:1,fsdp:-1,tensor:2'"
-    for pair in filter(None, (part.strip() for part in spec.split(","))):
-        name, _, text = pair.partition(":")
-        if name not in ("data", "fsdp", "tensor"):
-            raise ValueError(
-                f"mesh {spec!r}: unknown axis {name!r}, the axes are data, fsdp, tensor"
-            )
-        parts = text.split("x") if name == "fsdp" else [text]
-        try:
-            values = [int(part) for part in parts]
-        except ValueError:
-            raise ValueError(f"mesh {spec!r}: bad size {text!r} of {name}; {expected}") from None
-        if len(values) > 2 or any(value < 1 and value != -1 for value in values):
-            raise ValueError(f"mesh {spec!r}: bad size {text!r} of {name}; {expected}")
-        sizes[name] = values[0]
-        if len(values) == 2:
-            sizes["fsdp_inner"] = values[1]
+        devices = devices[:1]
+    sizes = mesh_sizes(spec)
     free = [name for name, size in sizes.items() if size == -1]
-    if len(free) > 1:
-        raise ValueError(f"mesh {spec!r}: only one size may be -1")
     known = math.prod(size for size in sizes.values() if size != -1)
     if free:
         sizes[free[0]] = max(1, len(devices) // known)
@@ -84,6 +65,41 @@ def make_mesh(spec: str, devices=None) -> Mesh:
         )
     arranged = _arrange(tuple(sizes[name] for name in AXES), devices)
     return Mesh(arranged, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def mesh_sizes(spec: str) -> dict[str, int]:
+    """The sizes of the mesh axes (AXES) in a text that `make_mesh` takes, -1 for what is left.
+
+    Raises:
+      ValueError: an unknown axis or one named twice, a bad size, or more than one size of -1.
+    """
+    sizes: dict[str, int] = dict.fromkeys(AXES, 1)
+    named = []
+    expected = "expected something like 'data:1,fsdp:-1,tensor:2'"
+    if spec == "single":
+        return sizes
+    for pair in filter(None, (part.strip() for part in spec.split(","))):
+        name, _, text = pair.partition(":")
+        if name not in ("data", "fsdp", "tensor"):
+            raise ValueError(
+                f"mesh {spec!r}: unknown axis {name!r}, the axes are data, fsdp, tensor"
+            )
+        if name in named:
+            raise ValueError(f"mesh {spec!r} names {name} twice; {expected}")
+        named.append(name)
+        parts = text.split("x") if name == "fsdp" else [text]
+        try:
+            values = [int(part) for part in parts]
+        except ValueError:
+            raise ValueError(f"mesh {spec!r}: bad size {text!r} of {name}; {expected}") from None
+        if len(values) > 2 or any(value < 1 and value != -1 for value in values):
+            raise ValueError(f"mesh {spec!r}: bad size {text!r} of {name}; {expected}")
+        sizes[name] = values[0]
+        if len(values) == 2:
+            sizes["fsdp_inner"] = values[1]
+    if list(sizes.values()).count(-1) > 1:
+        raise ValueError(f"mesh {spec!r}: only one size may be -1")
+    return sizes
 
 
 def _arrange(shape: tuple[int, ...], devices: list) -> np.ndarray:
