@@ -6,18 +6,26 @@ import importlib
 import importlib.util
 import io
 import os
+import pathlib
 import pkgutil
 import re
-import shutil
-import uuid
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from absl import logging
 from etils import epath
 
-from qalign_jax.data import datasets, prompts
+from qalign_jax import mistakes
+from qalign_jax.data import built, datasets, prompts
 
+MOST_COPIES = 1000  # of an example an epoch
+# The keys of every source, with their types; a data set's own have those of its OPTIONS.
+_DEFAULTS = {"name": "", "path": "", "languages": (), "split": "", "slice": "", "weight": 1.0}
+_TYPES: Mapping[str, Any] = {
+    "name": str, "path": str, "languages": Sequence[str], "split": str, "slice": str,
+    "weight": float,
+}  # fmt: skip
 _SLICE = re.compile(r"\[\s*(-?\d+%?)?\s*:\s*(-?\d+%?)?\s*\]")
 
 
@@ -40,28 +48,31 @@ class Source:
 
     @classmethod
     def parse(cls, source: Mapping[str, Any], builder: type | None = None) -> "Source":
-        given = {key: source[key] for key in source}
-        name = given.pop("name", "")
+        if not isinstance(source, Mapping):
+            raise ValueError(f"{source!r} is no data set; give its keys (name, path, ..)")
+        given = _DEFAULTS | {key: source[key] for key in source}
+        mistakes.refuse(mistakes.wrong_types("", given, _TYPES))
+        name, path, split = given.pop("name"), given.pop("path"), given.pop("split")
         builder = builder or load_builder(name)
-        languages = given.pop("languages", ())
-        if isinstance(languages, str):
-            raise ValueError(f"languages={languages!r}: give a tuple of codes, like ('de', 'fr')")
-        for language in languages:
-            prompts.language_name(language)
-        weight = given.pop("weight", 1.0)
-        if not isinstance(weight, (int, float)) or not 0 < weight < float("inf"):
-            raise ValueError(
-                f"weight={weight!r} of {name} must be a number above 0 (how often an epoch sees "
-                "each example); leave the source out instead of giving it no weight"
-            )
-        path, split = str(given.pop("path", "")), given.pop("split", "")
-        parse_slice(chosen := given.pop("slice", ""), 1)
+        languages, weight, chosen = (given.pop(key) for key in ("languages", "weight", "slice"))
         known = builder.OPTIONS
+        found = [
+            line for each in languages for line in mistakes.of("", prompts.language_name, each)
+        ]
+        found += mistakes.of("", parse_slice, chosen, 1)
+        if not 0 < weight <= MOST_COPIES:
+            found.append(
+                f"weight={weight!r}; expected above 0 and at most {MOST_COPIES} (how often an "
+                "epoch sees each example); leave the source out instead of giving it no weight"
+            )
         if unknown := sorted(set(given) - set(known)):
-            raise ValueError(
+            found.append(
                 f"{name} has no key {', '.join(unknown)}; it has name, path, languages, split, "
                 f"slice, weight{''.join(', ' + key for key in known)}"
             )
+        own = {key: type(value) for key, value in known.items()}
+        found += mistakes.wrong_types("", given, own)
+        mistakes.refuse(found)
         options = tuple(sorted((dict(known) | given).items()))
         return cls(name, builder, path, tuple(languages), split, chosen, float(weight), options)
 
@@ -70,6 +81,26 @@ class Source:
         return self.builder.configure(
             self.path, self.languages, self.split, dict(self.options), data_dir
         )
+
+
+def check_source(source: Mapping[str, Any], builder: type | None = None) -> None:
+    """Raises a ValueError for a source that makes no sense or whose files are not there.
+
+    Nothing is read or downloaded.
+    """
+    checked = Source.parse(source, builder)
+    checked.builder.check_files(
+        checked.path, checked.languages, checked.split, dict(checked.options)
+    )
+
+
+def source_mistakes(where: str, sources: Mapping[str, Any]) -> list[str]:
+    """The lines for those of the sources, by name, for which `check_source` raises."""
+    return [
+        line
+        for name, source in sources.items()
+        for line in mistakes.of(f"{where}.{name}: ", check_source, source)
+    ]
 
 
 class Examples(Sequence):
@@ -162,30 +193,22 @@ def parse_slice(text: str, count: int) -> slice:
     return slice(bound(match[1]), bound(match[2]))
 
 
-def _built(source: Source, config, data_dir: epath.Path) -> epath.Path:
-    """The folder of the data set, built aside and renamed: several processes may build it."""
-    version = str(source.builder.VERSION)
-    final = data_dir / source.builder.name / config.name
-    if (final / version).exists():
-        return final / version
-    tfds = _tfds()
-    aside = data_dir / f".building-{uuid.uuid4().hex}"
-    try:
-        with _quiet():
+def _built(source: Source, config, data_dir: epath.Path) -> pathlib.Path:
+    """The folder of the data set, built where it is not there, or damaged (data/built.py)."""
+    final = pathlib.Path(data_dir) / source.builder.name / config.name
+
+    def write(folder: pathlib.Path) -> None:
+        with tempfile.TemporaryDirectory(dir=folder) as aside, _quiet():
             builder = source.builder(data_dir=aside, config=config, file_format="array_record")
             builder.download_and_prepare(
-                download_config=tfds.download.DownloadConfig(try_download_gcs=False)
+                download_config=_tfds().download.DownloadConfig(try_download_gcs=False)
             )
-        final.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            (aside / source.builder.name / config.name).rename(final)
-        except OSError:
-            if not (final / version).exists():
-                raise
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
-    logging.info("built %s from %s", final, source.path or "code")
-    return final / version
+            version = pathlib.Path(builder.data_dir)
+            version.rename(folder / version.name)
+        logging.info("built %s from %s", final, source.path or "code")
+
+    built.ensure(final, write)
+    return final / str(source.builder.VERSION)
 
 
 def _tfds():

@@ -1,6 +1,5 @@
 """Rows of published text and JSON files; every error names the file and the line."""
 
-import hashlib
 import itertools
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,14 +20,6 @@ def existing(path: str, remedy: str = "check the path in the config") -> epath.P
     return found
 
 
-def sha256(path: epath.Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
 def read_lines(path: epath.Path) -> list[str]:
     """The lines of a text file, as `files.read_lines` splits it."""
     return [line.text for line in files.read_lines(path)]
@@ -45,7 +36,7 @@ def read_objects(path: epath.Path) -> Iterator[tuple[str, str, dict[str, Any]]]:
     for number, where, row in _list_items(path, name) if is_list else _json_lines(path, name):
         if not isinstance(row, dict):
             raise ValueError(
-                f"{where}: expected a JSON object, found {type(row).__name__}; "
+                f"{where}: expected a JSON object, found {json.dumps(row)[:40]}; "
                 "write one object a line, or one list of objects"
             )
         yield str(number), where, row
@@ -126,12 +117,7 @@ def _json_lines(path: epath.Path, name: str) -> Iterator[tuple[int, str, Any]]:
 
 
 def _list_items(path: epath.Path, name: str) -> Iterator[tuple[int, str, Any]]:
-    try:
-        items = json.loads("\n".join(read_lines(path)), **_AS_WRITTEN)
-    except json.JSONDecodeError as error:
-        raise ValueError(
-            f"{path}:{error.lineno}: not JSON ({error.msg} at column {error.colno}); "
-            "write one JSON list of objects, or one object a line"
-        ) from None
+    remedy = "write one JSON list of objects, or one object a line"
+    items = files.parse_json("\n".join(read_lines(path)), name, remedy, **_AS_WRITTEN)
     for number, item in enumerate(items, 1):
         yield number, f"{name}: item {number}", item

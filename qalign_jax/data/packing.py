@@ -5,20 +5,20 @@ i + 1, so n tokens fill n - 1 positions. Several examples share a row: `segment_
 attention apart and `positions` starts again at 0 in each.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import json
 import os
 import pathlib
-import shutil
-import uuid
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from absl import logging
+from numpy.typing import DTypeLike
 
-from qalign_jax.data import prompts
+from qalign_jax.data import built, prompts
 from qalign_jax.data.examples import Source, load_examples
 from qalign_jax.data.tokenizer import Tokenizer
 from qalign_jax.progress import Progress
@@ -63,12 +63,20 @@ class PackedData:
         return self.tokens.shape[1]
 
     def row_examples(self, row: int) -> list[str]:
-        """The ids ("source/id") of the examples in a row, in the order of their segments."""
-        starts = np.load(self.directory / "row_starts.npy", mmap_mode="r")
-        with open(self.directory / "ids.txt", encoding="utf-8") as file:
-            ids = file.read().split("\n")
-        placed = np.load(self.directory / "row_examples.npy", mmap_mode="r")
-        return [json.loads(ids[index]) for index in placed[starts[row] : starts[row + 1]]]
+        """The ids ("source/id") of the examples in a row, in the order of their segments.
+
+        Where the files with the ids are damaged the row's number stands for them: ids are asked
+        for when training has failed, which must be said.
+        """
+        try:
+            starts = np.load(self.directory / "row_starts.npy", mmap_mode="r")
+            with open(self.directory / "ids.txt", encoding="utf-8") as file:
+                ids = file.read().split("\n")
+            placed = np.load(self.directory / "row_examples.npy", mmap_mode="r")
+            return [json.loads(ids[index]) for index in placed[starts[row] : starts[row + 1]]]
+        except (OSError, ValueError, IndexError) as error:
+            logging.warning("%s: the ids of row %d cannot be read (%s)", self.directory, row, error)
+            return [f"row {row}, whose ids cannot be read"]
 
 
 def build(
@@ -82,6 +90,8 @@ def build(
 ) -> PackedData:
     """Tokenises, masks and packs the sources' examples, or opens the cache that holds the result.
 
+    A cache whose files are not those that were written is built again (data/built.py).
+
     Args:
       sources: name -> source (see data/examples.py); data sets are built in `cache_dir` too.
       template: a name in prompts.TEMPLATES or a text with `{instruction}`.
@@ -92,6 +102,7 @@ def build(
 
     Raises:
       ValueError: bad input, by file and line; or nothing left to train.
+      StorageFailed: there is no space for the cache.
     """
     if not sources:
         raise ValueError("no data sources were given; name at least one in the stage's data")
@@ -119,19 +130,12 @@ def build(
     }
     fingerprint = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:16]
     final = cache_dir / "packed" / fingerprint
-    if not final.exists():
-        aside = cache_dir / "packed" / f".building-{uuid.uuid4().hex}"
-        aside.mkdir(parents=True)
-        try:
-            _write(aside, parsed, examples, tokenizer, template, length, seed, pack)
-            (aside / "made_from.json").write_text(json.dumps(settings, indent=2), encoding="utf-8")
-            try:
-                aside.rename(final)
-            except OSError:
-                if not final.exists():  # else another process has written the same rows
-                    raise
-        finally:
-            shutil.rmtree(aside, ignore_errors=True)
+
+    def write(folder: pathlib.Path) -> None:
+        _write(folder, parsed, examples, tokenizer, template, length, seed, pack)
+        (folder / "made_from.json").write_text(json.dumps(settings, indent=2), encoding="utf-8")
+
+    built.ensure(final, write)
     return _open(final, fingerprint)
 
 
@@ -156,28 +160,30 @@ def _write(directory, parsed, examples, tokenizer, template, length, seed, pack)
         rows = packed_rows(order, sizes, length)
     else:
         rows = [[index] for index in order]
-    trained = 0
-    arrays = {
-        name: np.lib.format.open_memmap(
-            directory / f"{name}.npy", mode="w+", dtype=dtype, shape=(len(rows), length)
-        )
-        for name, dtype in ARRAYS.items()
-    }
-    for row, indices in enumerate(rows):
-        end = 0
-        for segment, index in enumerate(indices, 1):
-            tokens, prompt = tokenised.tokens(index), tokenised.prompts[index]
-            start, end = end, end + len(tokens) - 1
-            arrays["tokens"][row, start:end] = tokens[:-1]
-            arrays["targets"][row, start:end] = tokens[1:]
-            arrays["segment_ids"][row, start:end] = segment
-            arrays["positions"][row, start:end] = np.arange(end - start)
-            arrays["loss_weights"][row, start + prompt - 1 : end] = 1
-            trained += end - start - (prompt - 1)
-    for array in arrays.values():
-        array.flush()
-    np.save(directory / "row_examples.npy", np.concatenate(rows).astype(np.int64))
-    np.save(directory / "row_starts.npy", np.cumsum([0, *map(len, rows)]))
+    trained, shape = 0, (len(rows), length)
+    with contextlib.ExitStack() as opened:
+        files = {
+            name: opened.enter_context(_new_array(directory / f"{name}.npy", dtype, shape))
+            for name, dtype in ARRAYS.items()
+        }
+        for indices in rows:
+            arrays = {name: np.zeros(length, dtype) for name, dtype in ARRAYS.items()}
+            end = 0
+            for segment, index in enumerate(indices, 1):
+                tokens, prompt = tokenised.tokens(index), tokenised.prompts[index]
+                start, end = end, end + len(tokens) - 1
+                arrays["tokens"][start:end] = tokens[:-1]
+                arrays["targets"][start:end] = tokens[1:]
+                arrays["segment_ids"][start:end] = segment
+                arrays["positions"][start:end] = np.arange(end - start)
+                arrays["loss_weights"][start + prompt - 1 : end] = 1
+                trained += end - start - (prompt - 1)
+            for name, row in arrays.items():
+                files[name].write(row.tobytes())
+    placed = {"row_examples": np.concatenate(rows), "row_starts": np.cumsum([0, *map(len, rows)])}
+    for name, array in placed.items():
+        with _new_array(directory / f"{name}.npy", np.int64, array.shape) as file:
+            file.write(array.astype(np.int64).tobytes())
     ids = "\n".join(json.dumps(text, ensure_ascii=False) for text in tokenised.ids)
     (directory / "ids.txt").write_text(ids, encoding="utf-8", newline="\n")
     stats = {
@@ -199,6 +205,19 @@ def _write(directory, parsed, examples, tokenizer, template, length, seed, pack)
         *(100 * sizes[order].sum() / stats["padded_positions"], stats["truncated"]),
         stats["dropped"],
     )
+
+
+def _new_array(path: pathlib.Path, dtype: DTypeLike, shape: tuple[int, ...]) -> BinaryIO:
+    """Opens a .npy file behind the header of an array, to write its elements in their order.
+
+    Where the disk is full, a write to a memory map would end the process with SIGBUS, and np.save
+    raises an error that does not say so.
+    """
+    file = path.open("wb", buffering=1 << 20)
+    descr = np.lib.format.dtype_to_descr(np.dtype(dtype))
+    header = {"descr": descr, "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(file, header)
+    return file
 
 
 class _Tokenised:

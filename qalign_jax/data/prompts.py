@@ -50,6 +50,7 @@ TEMPLATES = {
     "short": "Q: {instruction}\nA:",
 }
 
+LETTERS = string.ascii_uppercase  # of the choices of a question
 _SLOT = "{instruction}"
 
 
@@ -86,7 +87,7 @@ def multiple_choice(question: str, choices: Sequence[str]) -> tuple[str, list[st
 
     The form of the paper's group for X-CSQA: options on a line of their own, tabs between them.
     """
-    letters = list(string.ascii_uppercase[: len(choices)])
+    letters = list(LETTERS[: len(choices)])
     options = "\t".join(f"{one}. {text}" for one, text in zip(letters, choices, strict=True))
     return f"{question}\nOptions:{options}\nAnswer:", letters
 
@@ -98,7 +99,7 @@ def premise_and_hypothesis(premise: str, hypothesis: str) -> str:
 
 def language_name(code: str) -> str:
     """The English name of an ISO 639-1 code; raises ValueError for one that is not known."""
-    if code not in LANGUAGES:
+    if not isinstance(code, str) or code not in LANGUAGES:
         raise ValueError(
             f"unknown language {code!r}; the known ISO 639-1 codes are {' '.join(LANGUAGES)}"
         )

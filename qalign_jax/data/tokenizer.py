@@ -16,6 +16,8 @@ from qalign_jax import files
 
 # The files of a tokenizer in a model's directory; `save` writes them again.
 _FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json")
+_REMEDY = "download it again"
+_MOST_PIECES = 10**7  # ids beyond are no vocabulary, and tables by id would fill the memory
 # Texts that tokenizers with equal pieces may split differently: spaces, digits, scripts, specials.
 PROBES = (
     "Tom has 3  apples.\n\n1,234.5",
@@ -129,7 +131,9 @@ class SentencePieceTokenizer(Tokenizer):
         self._processor = sentencepiece.SentencePieceProcessor()
         try:
             self._processor.LoadFromSerializedProto(model)
-        except RuntimeError:
+            for number in range(self._processor.vocab_size()):
+                self._processor.id_to_piece(number)  # raises where it is no UTF-8
+        except (RuntimeError, UnicodeDecodeError):
             raise ValueError(
                 f"{origin} is not a sentencepiece model; download it again (is it a Git LFS "
                 "pointer?) or give a directory with tokenizer.json"
@@ -169,25 +173,30 @@ class HuggingFaceTokenizer(Tokenizer):
         import tokenizers  # LLaMA2 and Mistral v1 do not need it
 
         try:
-            self._tokenizer = tokenizers.Tokenizer.from_str(files["tokenizer.json"].decode())
-        except Exception as error:  # the library raises bare Exception
+            self._tokenizer = tokenizers.Tokenizer.from_buffer(files["tokenizer.json"])
+            ids = set(self._tokenizer.get_vocab(with_added_tokens=True).values())
+        except (KeyboardInterrupt, MemoryError):
+            raise
+        except BaseException as error:  # the library's are bare, and its panics no Exception
             raise ValueError(f"{origin} is not a Hugging Face tokenizer.json: {error}") from None
+        if not ids or max(ids) >= _MOST_PIECES:
+            raise ValueError(f"{origin} has no pieces, or ids of {_MOST_PIECES:,} and more")
         self._tokenizer.encode_special_tokens = True  # "</s>" in a text is text
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
-        self.vocab_size = max(self._tokenizer.get_vocab(with_added_tokens=True).values()) + 1
+        self.vocab_size = max(ids) + 1
         self.bos_id, self.eos_id = (self._id(token, origin) for token in (bos, eos))
         kept = {
             f"{kind}_token": self._tokenizer.id_to_token(number)
             for kind, number in (("bos", self.bos_id), ("eos", self.eos_id))
         }
         self.files = dict(files)
-        config = json.loads(files.get("tokenizer_config.json", b"{}"))
+        config = _object(files.get("tokenizer_config.json", b"{}"), origin)
         if any(_content(config.get(key)) != token for key, token in kept.items()):
             # The ids came from config.json, which `save` does not write: they go into this file.
             self.files["tokenizer_config.json"] = json.dumps(config | kept, indent=2).encode()
-        ids = f"{self.bos_id} {self.eos_id}".encode()
-        self.fingerprint = _fingerprint("huggingface", files["tokenizer.json"], ids)
+        special = f"{self.bos_id} {self.eos_id}".encode()
+        self.fingerprint = _fingerprint("huggingface", files["tokenizer.json"], special)
 
     def encode_batch(self, texts):
         encodings = self._tokenizer.encode_batch(list(texts), add_special_tokens=False)
@@ -308,21 +317,25 @@ def _special(directory: epath.Path, kind: str) -> int | str:
         file = directory / name
         if not file.is_file():
             continue
-        values = files.read_json(file, "download it again")
-        if not isinstance(values, dict):
-            raise ValueError(f"{file} is not a JSON object; download it again")
+        values = files.read_object(file, _REMEDY)
         token = _content(values.get(f"{kind}_token"))
         if isinstance(token, str) and token:
             return token
         number = values.get(f"{kind}_token_id")
         if number and isinstance(number, list):  # LLaMA3 lists several; the first is the base's
             number = number[0]
-        if isinstance(number, int):
+        if type(number) is int:
             return number
     raise ValueError(
         f"{directory} does not say its {kind.upper()} token; add {kind}_token to its "
         "tokenizer_config.json"
     )
+
+
+def _object(content: bytes, origin: str) -> dict[str, Any]:
+    """The object in the tokenizer_config.json beside a tokenizer.json."""
+    value = files.parse_json(content, f"tokenizer_config.json beside {origin}", _REMEDY)
+    return value if isinstance(value, dict) else {}
 
 
 def _content(token: Any) -> Any:

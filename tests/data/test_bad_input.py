@@ -36,7 +36,12 @@ BAD = {
     "an empty file": ("jsonl", {"d": "\n"}, {}, r"/d holds no examples"),
     "an empty list": ("metamath", {"d": "[]"}, {}, r"/d holds no examples"),
     "an unknown language": ("jsonl", {"d": GOOD}, {"languages": ("xx",)}, "'xx'.*bn"),
-    "languages as text": ("jsonl", {"d": GOOD}, {"languages": "de"}, "tuple"),
+    "languages as text": (
+        "jsonl",
+        {"d": GOOD},
+        {"languages": "de"},
+        "'de'; expected a list",
+    ),
     "an absent language": ("jsonl", {"d": GOOD}, {"languages": ("de",)}, "holds no examples"),
     "a bad slice": ("jsonl", {"d": GOOD}, {"slice": "10:20"}, r"'10:20'.*\[100:200\]"),
     "an empty slice": ("jsonl", {"d": GOOD}, {"slice": "[5:]"}, r"keeps nothing of its 1"),
@@ -99,7 +104,7 @@ BAD = {
         r"neither MGSM8KInstruct_Parallel\.json nor fr/train\.txt",
     ),
     "a negative cap": ("openmath", {"d": "{}"}, {"cap": -1}, "cap=-1"),
-    "a part as text": ("openmath", {"d": "{}"}, {"parts": "math"}, "parts='math'.*tuple"),
+    "a part as text": ("openmath", {"d": "{}"}, {"parts": "math"}, "parts='math'; expected a list"),
     "no parts": ("openmath", {"d": "{}"}, {"parts": ()}, r"parts=\(\)"),
     "an unknown part": ("openmath", {"d": "{}"}, {"parts": ("svamp",)}, "svamp"),
     "a row of an unknown part": (

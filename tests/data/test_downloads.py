@@ -79,6 +79,22 @@ def test_a_download_of_another_content_is_refused(tmp_path, builder, monkeypatch
     assert len(load_examples({"name": "gsm8k"}, tmp_path / "data", builder)) == 1
 
 
+def test_a_damaged_download_is_noticed_and_downloaded_again(tmp_path, builder, monkeypatch, caplog):
+    table = tmp_path / "checksums.tsv"
+    content = (tmp_path / "served" / "train.jsonl").read_bytes()
+    digest = hashlib.sha256(content).hexdigest()
+    url = builder.URLS["train.jsonl"]
+    table.write_text(f"{url}\t{len(content)}\t{digest}\ttrain.jsonl\n")
+    monkeypatch.setattr(base, "CHECKSUMS", table)
+    before = load_examples({"name": "gsm8k"}, tmp_path / "data", builder).name
+    file = tmp_path / "data" / "downloads" / "gsm8k" / "train.jsonl"
+    file.write_bytes(content.replace(b"7", b"8"))
+    again = load_examples({"name": "gsm8k"}, tmp_path / "data", builder)
+    assert again.name == before and again[0]["response"] == "The answer is: 7"
+    assert file.read_bytes() == content
+    assert f"{file} is damaged: it is downloaded again" in caplog.text
+
+
 def test_the_registered_checksums_are_those_of_the_real_files(real_data):
     lines = base.CHECKSUMS.read_text().splitlines()
     known = {line.split("\t")[0]: line.split("\t")[1:3] for line in lines}

@@ -207,21 +207,6 @@ def test_everything_that_shapes_the_rows_changes_the_fingerprint(tmp_path, token
     assert len(set(prints)) == len(prints)
 
 
-def test_a_finished_cache_of_another_process_is_taken(tmp_path, tokenizer, own_data, monkeypatch):
-    """The other process finishes between the lookup and the rename of this one."""
-    write = packing._write
-
-    def slower(directory, *arguments):
-        write(directory, *arguments)
-        monkeypatch.setattr(packing, "_write", write)
-        pack(tmp_path, tokenizer, {"own": own(own_data)})
-
-    monkeypatch.setattr(packing, "_write", slower)
-    packed = pack(tmp_path, tokenizer, {"own": own(own_data)})
-    assert packed.stats["examples"] == 40
-    assert [path.name for path in packed.directory.parent.iterdir()] == [packed.fingerprint]
-
-
 @pytest.mark.parametrize(("length", "low", "high"), [(64, 2, 64), (96, 5, 95), (512, 30, 400)])
 def test_no_example_would_have_fitted_into_an_earlier_row(length, low, high):
     """First-fit packing of the examples, in the order of the rows, gives the same rows."""

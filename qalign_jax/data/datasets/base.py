@@ -14,14 +14,18 @@ from absl import logging
 from etils import epath
 from tensorflow_datasets.core.download import DownloadError, checksums, download_manager, downloader
 
-from qalign_jax import files
+from qalign_jax import files, mistakes
 from qalign_jax.data import inputs
+from qalign_jax.faults import storage
+from qalign_jax.faults.checksums import sha256
 
 TRAINING_KEYS = ("id", "instruction", "response", "language")
 BENCHMARK_KEYS = ("id", "language", "question", "answer")
 CHOICE_KEYS = (*BENCHMARK_KEYS, "choices")  # a JSON list of the texts that may be answered
 
 CHECKSUMS = pathlib.Path(__file__).with_name("checksums.tsv")  # of URLS, as TFDS writes them
+
+_LIMITS = {"count": (1, 10**9), "english": (0, 1), "chains": (0, 1)}  # options of generated data
 
 downloader.MAX_RETRIES = 3  # TFDS's 10 keep a machine without network waiting for minutes
 
@@ -81,25 +85,36 @@ class ExamplesBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
         Downloads go under `data_dir`.
         """
-        if split and not cls.HAS_SPLITS:
-            raise ValueError(f"{cls.name} has no splits, so split={split!r} chooses none of them")
         if not path and cls.URLS:
             path = str(cls._download(data_dir))
-        config = ExamplesConfig(
-            name="unnamed", path=path, languages=languages, split=split, options=dict(options)
-        )
-        config.paths = cls.find_files(config)
+        config = cls._find(path, languages, split, options)
         settings = {
             "version": str(cls.VERSION),
             "languages": languages,
             "split": split,
             "options": config.options,
-            "files": [
-                [repr(key), file.name, inputs.sha256(file)] for key, file in config.paths.items()
-            ],
+            "files": [[repr(key), file.name, sha256(file)] for key, file in config.paths.items()],
         }
         text = json.dumps(settings, sort_keys=True, default=str)
         config.name = hashlib.sha256(text.encode()).hexdigest()[:16]
+        return config
+
+    @classmethod
+    def check_files(
+        cls, path: str, languages: tuple[str, ...], split: str, options: Mapping[str, Any]
+    ) -> None:
+        """Raises a ValueError where the files of a source are not there; none is downloaded."""
+        if path or not cls.URLS:
+            cls._find(path, languages, split, options)
+
+    @classmethod
+    def _find(cls, path, languages, split, options) -> ExamplesConfig:
+        if split and not cls.HAS_SPLITS:
+            raise ValueError(f"{cls.name} has no splits, so split={split!r} chooses none of them")
+        config = ExamplesConfig(
+            name="unnamed", path=path, languages=languages, split=split, options=dict(options)
+        )
+        config.paths = cls.find_files(config)
         return config
 
     @classmethod
@@ -111,23 +126,32 @@ class ExamplesBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     def _download(cls, data_dir: epath.Path) -> epath.Path:
         """The folder of the downloaded files, in their published layout."""
         folder = data_dir / "downloads" / cls.name
-        missing = {file: url for file, url in cls.URLS.items() if not (folder / file).exists()}
+        known = checksums.load_url_infos(CHECKSUMS)
+        missing = {}
+        for file, url in cls.URLS.items():
+            if (folder / file).exists():
+                if url not in known or sha256(folder / file) == known[url].checksum:
+                    continue
+                logging.warning("%s is damaged: it is downloaded again", folder / file)
+            missing[file] = url
         if not missing:
             return folder
         logging.info("%s: downloading %d files into %s", cls.name, len(missing), folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        known = checksums.load_url_infos(CHECKSUMS)
-        with tempfile.TemporaryDirectory(dir=folder) as aside:
-            try:
-                manager = tfds.download.DownloadManager(download_dir=aside, url_infos=known)
-                fetched: Any = manager.download(missing)
-                for file, path in fetched.items():
-                    files.write_bytes(folder / file, path.read_bytes())
-            except (OSError, DownloadError, download_manager.NonMatchingChecksumError) as error:
-                raise ValueError(
-                    f"{cls.name} could not be downloaded ({' '.join(str(error).split())}); get it "
-                    f"another way and give its path, {cls.ABOUT}"
-                ) from None
+        with storage.writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=folder) as aside:
+                try:
+                    manager = tfds.download.DownloadManager(download_dir=aside, url_infos=known)
+                    fetched: Any = manager.download(missing)
+                    for file, path in fetched.items():
+                        files.write_bytes(folder / file, path.read_bytes())
+                except (OSError, DownloadError, download_manager.NonMatchingChecksumError) as error:
+                    if getattr(error, "errno", None) in storage.FAILURES:
+                        raise
+                    raise ValueError(
+                        f"{cls.name} could not be downloaded ({' '.join(str(error).split())}); get "
+                        f"it another way and give its path, {cls.ABOUT}"
+                    ) from None
         return folder
 
     def _info(self) -> tfds.core.DatasetInfo:
@@ -173,6 +197,8 @@ class GeneratedBuilder(ExamplesBuilder, skip_registration=True):
     @classmethod
     def find_files(cls, config):
         check_part(cls.name, config.options["part"], cls.TRAINING_PARTS + cls.BENCHMARK_PARTS)
+        limits = {key: _LIMITS[key] for key in config.options if key in _LIMITS}
+        mistakes.refuse(mistakes.out_of_range("", config.options, limits))
         return {}
 
     @classmethod

@@ -69,10 +69,13 @@ def read_questions(path):
             labels.append(inputs.text_field(choice, ("label",), where))
             texts.append(inputs.filled(inputs.text_field(choice, ("text",), where), "text", where))
         stem = inputs.filled(inputs.text_field(inside, ("stem",), where), "stem", where)
+        if len(texts) > len(prompts.LETTERS):
+            raise ValueError(f"{where}: {len(texts)} choices; at most {len(prompts.LETTERS)}")
         question, letters = prompts.multiple_choice(stem, texts)
         if labels != letters or len(letters) < 2:
+            found = " ".join(" ".join(labels).split())
             raise ValueError(
-                f"{where}: the choices are labelled {' '.join(labels)}; expected two or more, "
+                f"{where}: the choices are labelled {found}; expected two or more, "
                 "labelled A B C and so on"
             )
         language = inputs.text_field(row, ("lang",), where, "en")
