@@ -1,12 +1,17 @@
 """config.json of a Hugging Face directory, read as transformers 4 and 5 write it, and written."""
 
 import functools
+import math
+from typing import Any
 
 import jax.numpy as jnp
 from etils import epath
 
-from qalign_jax import files
+from qalign_jax import files, schema
+from qalign_jax.data import prompts
 from qalign_jax.models.config import LlamaConfig, RopeScaling
+
+_REMEDY = "download it again"
 
 # Keys of config.json that this model does not compute, each with the one value that is read.
 MUST_BE = {
@@ -38,13 +43,15 @@ def read_config(path) -> LlamaConfig:
     for key, meant in MUST_BE.items():
         if raw.get(key, meant) not in (meant, None):
             raise ValueError(f"{file}: {key} is {raw[key]!r}; only {meant!r} is known here")
+    values = _values(file, raw, kind)
     try:
-        return _config(file, raw, kind)
-    except (AttributeError, KeyError, TypeError, ZeroDivisionError) as error:
-        raise ValueError(f"{file}: a value has the wrong type, or is missing ({error!r})") from None
+        return LlamaConfig(**values)
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}; {_REMEDY}") from None
 
 
-def _config(file, raw: dict, kind: str) -> LlamaConfig:
+def _values(file, raw: dict, kind: str) -> dict[str, Any]:
+    """The fields of LlamaConfig."""
     number = functools.partial(_number, file, raw)
     heads, d_model = number("num_attention_heads"), number("hidden_size")
     kv_heads = number("num_key_value_heads", heads)
@@ -55,7 +62,7 @@ def _config(file, raw: dict, kind: str) -> LlamaConfig:
     tied = raw.get("tie_word_embeddings", False)
     if not isinstance(tied, bool):
         raise ValueError(f"{file}: tie_word_embeddings is {tied!r}; expected true or false")
-    return LlamaConfig(
+    return dict(
         vocab_size=number("vocab_size"),
         d_model=d_model,
         n_layers=number("num_hidden_layers"),
@@ -74,8 +81,12 @@ def _config(file, raw: dict, kind: str) -> LlamaConfig:
 def read_template(path) -> str:
     """The prompt template of a model that `convert` exported; "paper" where there is none."""
     template = _read_json(path).get("prompt_template", "paper")
-    if not isinstance(template, str):
-        raise ValueError(f"{path}/config.json: prompt_template is {template!r}; expected text")
+    where = f"{path}/config.json"
+    schema.check(template, schema.TEXT, where, _REMEDY, "prompt_template")
+    try:
+        prompts.template_text(template)
+    except ValueError as error:
+        raise ValueError(f"{where}: prompt_template: {error}") from None
     return template
 
 
@@ -131,12 +142,9 @@ def config_json(config: LlamaConfig, dtype, tokenizer, template: str) -> dict:
 def _read_json(path) -> dict:
     file = epath.Path(path) / "config.json"
     try:
-        raw = files.read_json(file, "download it again")
+        return files.read_object(file, _REMEDY)
     except OSError as error:
         raise ValueError(f"{file}: cannot be read ({error.strerror or error})") from None
-    if not isinstance(raw, dict):
-        raise ValueError(f"{file}: expected an object, found {type(raw).__name__}")
-    return raw
 
 
 def _number(file, raw: dict, key: str, default: int | None = None, least: int = 1) -> int:
@@ -152,13 +160,15 @@ def _number(file, raw: dict, key: str, default: int | None = None, least: int = 
 
 def _real(file, raw: dict, key: str, default: float | None = None) -> float:
     value = raw.get(key, default)
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
         raise ValueError(f"{file}: {key} is {value!r}; expected a number above 0")
     return float(value)
 
 
 def _read_rope(file, raw: dict) -> dict:
     rope = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
+    if not isinstance(rope, dict):
+        raise ValueError(f"{file}: the rope parameters are {rope!r}; expected an object")
     theta = _real(file, {"rope_theta": raw.get("rope_theta", 10_000.0)} | rope, "rope_theta")
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind == "default":
@@ -166,10 +176,11 @@ def _read_rope(file, raw: dict) -> dict:
     if kind == "linear":
         return {
             "rope_theta": theta,
-            "rope_scaling": RopeScaling("linear", _real(file, rope, "factor")),
+            "rope_scaling": _scaling(file, "linear", _real(file, rope, "factor")),
         }
     if kind == "llama3":
-        scaling = RopeScaling(
+        scaling = _scaling(
+            file,
             "llama3",
             _real(file, rope, "factor"),
             _real(file, rope, "low_freq_factor"),
@@ -178,3 +189,10 @@ def _read_rope(file, raw: dict) -> dict:
         )
         return {"rope_theta": theta, "rope_scaling": scaling}
     raise ValueError(f"{file}: rope type {kind!r}; default, linear and llama3 are known")
+
+
+def _scaling(file, *values) -> RopeScaling:
+    try:
+        return RopeScaling(*values)
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}; {_REMEDY}") from None

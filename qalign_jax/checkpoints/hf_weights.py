@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from qalign_jax.checkpoints import integrity
 from qalign_jax.models.config import LlamaConfig
 from qalign_jax.models.params import abstract_params
 from qalign_jax.parallel.mesh import sharding_of
@@ -92,7 +93,7 @@ def read_params(tensors, config: LlamaConfig, mesh: Mesh, dtype=jnp.float32):
       tensors: TensorFiles, or an adapter over them (checkpoints/lora.py).
 
     Raises:
-      ValueError: as `check`, before any device is used.
+      ValueError: as `check`, before any device is used; or values that are not finite.
     """
     check(tensors, config)
     shapes, axes = abstract_params(config)
@@ -122,6 +123,7 @@ def read_params(tensors, config: LlamaConfig, mesh: Mesh, dtype=jnp.float32):
         del part, values
         progress.add()
     progress.close()
+    integrity.check_finite(params, tensors.directory)
     return params
 
 

@@ -1,18 +1,24 @@
 """A LoRA adapter as PEFT saves it, merged into its base model's tensors as they are read."""
 
-import json
 import math
 import re
 
 import numpy as np
 from etils import epath
 
+from qalign_jax import files, schema
 from qalign_jax.checkpoints.safetensors import TensorFiles
 
 _PREFIX = "base_model.model."
 _A, _B = ".lora_A.weight", ".lora_B.weight"
 # Keys of adapter_config.json that go beyond W + scale * B A, each with the one value that is read.
 _MUST_BE = {"peft_type": "LORA", "use_dora": False, "fan_in_fan_out": False, "bias": "none"}
+_ALPHA = schema.number(-1e6, 1e6)
+_CONFIG = {
+    "lora_alpha": _ALPHA,
+    "alpha_pattern?": schema.Maybe({...: _ALPHA}),
+    "use_rslora?": schema.Maybe(schema.FLAG),
+}
 
 
 def is_adapter(path) -> bool:
@@ -87,8 +93,8 @@ class MergedTensors:
             if part not in self._files.entries:
                 raise ValueError(f"{folder}: {part} is missing")
         a, b = map(self._shape, parts)
-        made, base = (b[0], a[-1]), self._base_shape(f"{target}.weight")
-        if len(a) != 2 or len(b) != 2 or a[0] != b[1] or made != base:
+        base = self._base_shape(f"{target}.weight")
+        if len(a) != 2 or len(b) != 2 or not a[0] == b[1] > 0 or (b[0], a[1]) != base:
             raise ValueError(
                 f"{folder}: the adapter of {target} has the shapes {a} and {b}; the weight in "
                 f"{self.directory} has {base or 'no such name'}. Is it the adapter's base?"
@@ -106,11 +112,16 @@ def _read_config(folder) -> dict:
     file = folder / "adapter_config.json"
     if not file.exists():
         raise ValueError(f"{folder}: no LoRA adapter here, there is no adapter_config.json")
-    try:
-        config = json.loads(file.read_text())
-        config["lora_alpha"] = float(config["lora_alpha"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{file}: not a LoRA adapter's configuration ({error!r})") from None
+    remedy = "it is not a LoRA adapter's configuration; save the adapter again"
+    config = files.read_object(file, remedy)
+    schema.check(config, _CONFIG, str(file), remedy)
+    for pattern in config.get("alpha_pattern") or {}:
+        if not _is_pattern(pattern):
+            raise ValueError(
+                f"{file}: alpha_pattern has {pattern[:80]!r}; expected the name of a layer, or a "
+                "regular expression of at most 200 characters with at most two of * + ? {, none "
+                "of them behind a bracket: others may take for ever to match"
+            )
     for key, meant in _MUST_BE.items():
         if config.get(key, meant) != meant:
             raise ValueError(
@@ -118,3 +129,13 @@ def _read_config(folder) -> dict:
                 "peft's merge_and_unload, then convert the merged model"
             )
     return config
+
+
+def _is_pattern(text: str) -> bool:
+    """Whether a text is a regular expression that is matched in no time."""
+    try:
+        re.compile(text)
+    except (re.error, OverflowError, RecursionError):
+        return False
+    repeats = re.findall(r"[*+?{]", text)
+    return len(text) <= 200 and len(repeats) <= 2 and not re.search(r"\)[*+?{]", text)

@@ -6,24 +6,35 @@ A stage's folder holds `model.json` (architecture, execution and prompt template
 
 import dataclasses
 import hashlib
-from typing import NamedTuple
+import os
+import pathlib
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from absl import logging
 from etils import epath
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
 from orbax.checkpoint import v1 as ocp
 
-from qalign_jax import files
-from qalign_jax.checkpoints import hf_config, hf_weights, lora
+from qalign_jax import files, schema
+from qalign_jax.checkpoints import hf_config, hf_weights, integrity, lora
 from qalign_jax.checkpoints.safetensors import TensorFiles
+from qalign_jax.data import prompts
 from qalign_jax.data.tokenizer import Tokenizer, load_tokenizer
+from qalign_jax.faults import checksums
 from qalign_jax.models.config import Execution, LlamaConfig, RopeScaling
 from qalign_jax.models.llama import Llama
 from qalign_jax.models.params import abstract_params, abstract_params_on
 from qalign_jax.parallel.mesh import make_mesh
 
+_CARD = {
+    "model": {"rope_scaling": schema.Maybe({...: schema.ANYTHING})},
+    "template": schema.TEXT,
+}
 STORED = "stored"  # the weights' dtype on disk
 UNFINISHED = "conversion.unfinished"  # a file in a folder that a conversion still writes
 
@@ -53,11 +64,13 @@ class Model:
 
 
 def describe_model(stage_dir, card: Card, tokenizer: Tokenizer) -> None:
-    """Writes what is needed beside the weights to use them: model.json and the tokenizer."""
+    """Writes what is needed beside the weights: model.json, the tokenizer, SHA256SUMS of both."""
     stage_dir = epath.Path(stage_dir)
     model = dataclasses.asdict(card.config) | dataclasses.asdict(card.execution)
     files.write_json(stage_dir / "model.json", {"model": model, "template": card.template})
     tokenizer.save(stage_dir / "tokenizer")
+    others = {path.name for path in stage_dir.iterdir()} - {"model.json", "tokenizer"}
+    checksums.write_sums(stage_dir, besides=others)
 
 
 def save_model(stage_dir, model: Model) -> None:
@@ -67,13 +80,16 @@ def save_model(stage_dir, model: Model) -> None:
     """
     card = Card(model.config, model.execution, model.template)
     describe_model(stage_dir, card, model.tokenizer)
+    metadata: Any = integrity.metadata(0, {"params": model.params})
     context = ocp.Context()
     context.memory.deepcopy_host_arrays = False
     context.memory.write_concurrent_bytes = 2 * max(x.nbytes for x in jax.tree.leaves(model.params))
     context.array.saving.storage_options.chunk_byte_size = 64 << 20
     with context:
         ocp.save_checkpointables(
-            files.absolute(stage_dir) / "checkpoints" / "0", {"params": model.params}
+            files.absolute(stage_dir) / "checkpoints" / "0",
+            {"params": model.params},
+            custom_metadata=metadata,
         )
 
 
@@ -97,11 +113,17 @@ def load_model(
       tokenizer: instead of the one in the directory.
 
     Raises:
-      ValueError: there is no model, or a part of it is missing.
+      ValueError: there is no model, a part of it is missing or damaged (Damaged), or weights are
+        not finite.
     """
     path = files.absolute(path)
     mesh = mesh or make_mesh("", jax.local_devices()[:1])
     param_dtype = param_dtype or dtype or "float32"
+    if hf_config.is_hf_directory(path):
+        weights = [file.name for file in path.glob("*.safetensors")]
+        checksums.check_sums(path, ["config.json", *weights])
+    else:
+        checksums.check_sums(stage_and_step(path)[0], ["model.json"])
     card = read_card(path)
     if dtype:
         card = card._replace(execution=dataclasses.replace(card.execution, dtype=dtype))
@@ -115,50 +137,77 @@ def load_model(
     stage_dir, step = stage_and_step(path)
     step_dir = stage_dir / "checkpoints" / str(step)
     try:
-        stored = ocp.checkpointables_metadata(step_dir).metadata["params"]
-        _check_stored(stored, abstract_params(card.config)[0])
-    except (OSError, KeyError, TypeError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"{step_dir}: not a checkpoint of this model ({reason})") from None
-    if param_dtype == STORED:
-        param_dtype = stored["norm"]["scale"].dtype
-    wanted = abstract_params_on(card.config, mesh, param_dtype)
-    logging.info("loading %s at step %d", stage_dir, step)
-    params = ocp.load_checkpointables(step_dir, {"params": wanted})["params"]
+        own = _stored_dtype(step_dir, card.config)
+        dtype_there = own if param_dtype == STORED else jnp.dtype(param_dtype)
+        # there are checksums of the arrays' own dtype and of those that models are loaded in
+        checked = dtype_there if dtype_there.name in integrity.LOADED else own
+        wanted = abstract_params_on(card.config, mesh, checked)
+        logging.info("loading %s at step %d", stage_dir, step)
+        params = integrity.load(step_dir, {"params": wanted})["params"]
+    except checksums.Damaged as error:
+        raise checksums.Damaged(
+            f"{error}. Delete {stage_dir} and start its run or conversion again, or name an "
+            "earlier step of it"
+        ) from None
+    if checked != dtype_there:
+        params = jax.tree.map(lambda leaf: leaf.astype(dtype_there), params)
+        integrity.check_finite(params, step_dir)
     return Model(card.config, card.execution, params, tokenizer, card.template)
 
 
-def _check_stored(stored, shapes) -> None:
+def _stored_dtype(step_dir: epath.Path, config: LlamaConfig) -> np.dtype:
+    """The dtype of a checkpoint's parameters, whose shapes are those of model.json."""
+    stored = integrity.stored_params(step_dir)
+
     def check(path, found, expected):
         if tuple(found.shape) != tuple(expected.shape):
             name = "/".join(part.key for part in path)
-            raise ValueError(
-                f"{name} has shape {found.shape}, model.json makes it {expected.shape}"
-            )
+            raise ValueError(f"{name} has shape {found.shape}, and {expected.shape} there")
 
-    jax.tree_util.tree_map_with_path(check, stored, shapes)
+    try:
+        jax.tree_util.tree_map_with_path(check, stored, abstract_params(config)[0])
+    except ValueError as error:
+        reason = str(error).splitlines()[0]
+        raise checksums.Damaged(
+            f"{step_dir} is damaged, or not of the model in model.json ({reason})"
+        ) from None
+    return stored["norm"]["scale"].dtype
 
 
 def read_card(path) -> Card:
     """All but weights and tokenizer of a directory that `load_model` takes.
 
     Raises:
-      ValueError: there is no model.
+      ValueError: there is no model, or a value of it is none that a model has.
     """
     path = files.absolute(path)
     if hf_config.is_hf_directory(path):
         return Card(hf_config.read_config(path), Execution(), hf_config.read_template(path))
     file = stage_and_step(path)[0] / "model.json"
+    remedy = "convert or train it again"
+    card = files.read_json(file, remedy)
+    schema.check(card, _CARD, f"{file}: not a model's", remedy)
     try:
-        card = files.read_json(file, "convert or train it again")
         model = dict(card["model"])
         if model["rope_scaling"] is not None:
-            model["rope_scaling"] = RopeScaling(**model["rope_scaling"])
+            model["rope_scaling"] = _made(RopeScaling, model["rope_scaling"])
         names = {field.name for field in dataclasses.fields(Execution)}
         execution = Execution(**{name: model.pop(name) for name in names & model.keys()})
-        return Card(LlamaConfig(**model), execution, card["template"])
-    except (AttributeError, KeyError, TypeError) as error:
-        raise ValueError(f"{file}: not a model's ({error!r})") from None
+        prompts.template_text(card["template"])
+        return Card(_made(LlamaConfig, model), execution, card["template"])
+    except ValueError as error:
+        raise ValueError(f"{file}: not a model's ({error}); {remedy}") from None
+
+
+def _made(kind: type, values: Mapping[str, Any]) -> Any:
+    """The dataclass of a kind from its fields in model.json."""
+    known = {field.name: field.default for field in dataclasses.fields(kind)}
+    if unknown := [name for name in values if name not in known]:
+        raise ValueError(f"{kind.__name__} has no key {unknown[0]!r}")
+    needed = [name for name, default in known.items() if default is dataclasses.MISSING]
+    if missing := [name for name in needed if name not in values]:
+        raise ValueError(f"{kind.__name__} needs the key {missing[0]!r}")
+    return kind(**values)
 
 
 def tokenizer_directory(path) -> epath.Path:
@@ -186,6 +235,17 @@ def fingerprint(path) -> str:
     return digest.hexdigest()[:16]
 
 
+def hub_remedy(name: str | os.PathLike) -> str:
+    """What to do about a directory that does not exist and may be a model's name on the Hub."""
+    parts = () if files.is_remote(name) else pathlib.Path(os.path.relpath(name or ".")).parts
+    if len(parts) != 2 or ".." in parts or os.path.exists(parts[0]):
+        return ""
+    return (
+        "; a model of the Hugging Face Hub is downloaded first: "
+        f"hf download {'/'.join(parts)} --local-dir DIR"
+    )
+
+
 def stage_and_step(path) -> tuple[epath.Path, int]:
     """A stage's folder and its newest step, from the folder, its checkpoints/ or one step's folder.
 
@@ -194,7 +254,7 @@ def stage_and_step(path) -> tuple[epath.Path, int]:
     """
     if path.name == "checkpoints":
         stage_dir = path.parent
-    elif path.parent.name == "checkpoints" and path.name.isdigit():
+    elif path.parent.name == "checkpoints" and path.name.isdecimal():
         stage_dir = path.parent.parent
     else:
         stage_dir = path
@@ -208,13 +268,16 @@ def stage_and_step(path) -> tuple[epath.Path, int]:
     if not (stage_dir / "model.json").exists() or not path.is_dir():
         raise ValueError(
             f"{path}: no model here; expected a stage's folder of a run (with model.json and "
-            "checkpoints/) or a Hugging Face directory (with config.json)"
+            f"checkpoints/) or a Hugging Face directory (with config.json){hub_remedy(path)}"
         )
-    if path.name.isdigit() and stage_dir != path:
-        return stage_dir, int(path.name)
-    steps = [
-        int(step.name) for step in (stage_dir / "checkpoints").glob("*") if step.name.isdigit()
-    ]
-    if not steps:
+    named = path.name.isdecimal() and stage_dir != path
+    steps = [path] if named else (stage_dir / "checkpoints").glob("*")
+    complete = [int(step.name) for step in steps if step.name.isdecimal() and _is_complete(step)]
+    if not complete:
         raise ValueError(f"{stage_dir}: no checkpoint is complete yet; let its training finish")
-    return stage_dir, max(steps)
+    return stage_dir, max(complete)
+
+
+def _is_complete(step: epath.Path) -> bool:
+    """Whether all of a checkpoint is there: Orbax renames it then, or marks it on object stores."""
+    return not files.is_remote(step) or (step / "commit_success.txt").exists()

@@ -7,7 +7,6 @@ a JSON header in front of the raw values (https://github.com/huggingface/safeten
 
 import dataclasses
 import hashlib
-import itertools
 import json
 import math
 from collections.abc import Iterable, Mapping
@@ -16,11 +15,15 @@ import ml_dtypes
 import numpy as np
 from etils import epath
 
+from qalign_jax import files
+
 DTYPES = {
     "F32": np.dtype(np.float32),
     "BF16": np.dtype(ml_dtypes.bfloat16),
     "F16": np.dtype(np.float16),
 }
+_MOST_HEADER = 100_000_000  # bytes, as the safetensors package has it
+_UNCOVERED = "not the file that was written: there are bytes of no tensor"
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
@@ -41,6 +44,9 @@ class Entry:
 class TensorFiles:
     """The tensors of a model's directory by name, over one file or several with an index.
 
+    Links are followed, as a directory of the Hub's cache has nothing else; names in the index are
+    those of files in the directory itself.
+
     Opening reads the headers alone and checks them: every tensor of the index exists, and every
     file has the length that its header gives.
 
@@ -56,8 +62,8 @@ class TensorFiles:
             promised = None
         else:
             raise ValueError(_nothing_here(self.directory, single))
-        files = sorted(set(promised.values())) if promised else [single]
-        found = {file: read_header(self.directory / file) for file in files}
+        names = sorted(set(promised.values())) if promised else [single]
+        found = {file: read_header(self.directory / file) for file in names}
         if promised is None:
             promised = dict.fromkeys(found[single], single)
         for name, file in promised.items():
@@ -68,7 +74,7 @@ class TensorFiles:
         # in the order of the files, so that each file is read from front to back
         self.entries: dict[str, Entry] = {
             name: entry
-            for file in files
+            for file in names
             for name, entry in sorted(found[file].items(), key=lambda item: item[1].start)
             if promised.get(name) == file
         }
@@ -105,13 +111,15 @@ def read_header(path: epath.Path) -> dict[str, Entry]:
     """The tensors of one file.
 
     Raises:
-      ValueError: no safetensors file, one that is cut off, or a dtype that is not read.
+      ValueError: no safetensors file, one that is cut off, or that has bytes of no tensor, as the
+        safetensors package refuses it too; or a dtype that is not read.
     """
     try:
         length = path.stat().length
         with path.open("rb") as file:
             size = int.from_bytes(file.read(8), "little")
-            header = json.loads(file.read(size)) if size <= length else None
+            whole = size <= min(length - 8, _MOST_HEADER)
+            header = files.parse_json(file.read(size), "", "") if whole else None
     except OSError as error:
         raise ValueError(f"{path}: cannot be read ({error.strerror or error})") from None
     except ValueError:
@@ -143,10 +151,15 @@ def read_header(path: epath.Path) -> dict[str, Entry]:
             )
     if not entries:
         raise ValueError(f"{path}: it holds no tensors; download it again")
-    ordered = sorted(entries.items(), key=lambda item: item[1].start)
-    for (_, before), (name, entry) in itertools.pairwise(ordered):
-        if entry.start < before.start + before.bytes:
+    at = 8 + size
+    for name, entry in sorted(entries.items(), key=lambda item: (item[1].start, item[1].bytes)):
+        if entry.start < at:
             raise ValueError(f"{path}: the tensor {name} overlaps another; download it again")
+        if entry.start > at:
+            raise ValueError(f"{path}: {_UNCOVERED} before the tensor {name}; download it again")
+        at = entry.start + entry.bytes
+    if at < length:
+        raise ValueError(f"{path}: {_UNCOVERED} behind the last tensor; download it again")
     return entries
 
 
@@ -155,7 +168,7 @@ def _entry(path: epath.Path, name: str, found) -> tuple[str, tuple[int, ...], in
     try:
         kind, (begin, end), shape = found["dtype"], found["data_offsets"], tuple(found["shape"])
         numbers = (begin, end, *shape)
-        whole = all(isinstance(number, int) for number in numbers) and min(numbers) >= 0
+        whole = all(type(number) is int and 0 <= number < 2**63 for number in numbers)
     except (KeyError, TypeError, ValueError):
         whole = False
     if not whole or not isinstance(kind, str):
@@ -186,13 +199,13 @@ def write_files(
             room = shard_bytes
         shards[-1].append(name)
         room -= size
-    files = [
+    written = [
         SINGLE if len(shards) == 1 else f"model-{i:05}-of-{len(shards):05}.safetensors"
         for i in range(1, len(shards) + 1)
     ]
     tensors = iter(tensors)
     kind = next(kind for kind, known in DTYPES.items() if known == dtype)
-    for file, names in zip(files, shards, strict=True):
+    for file, names in zip(written, shards, strict=True):
         with (directory / file).open("wb") as out:
             out.write(_header({name: shapes[name] for name in names}, kind, sizes))
             for expected in names:
@@ -202,7 +215,7 @@ def write_files(
                 out.write(np.ascontiguousarray(values).view(np.uint8).data)
     if len(shards) > 1:
         weight_map = {
-            name: file for file, names in zip(files, shards, strict=True) for name in names
+            name: file for file, names in zip(written, shards, strict=True) for name in names
         }
         index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": weight_map}
         (directory / INDEX).write_text(json.dumps(index, indent=2) + "\n")
@@ -223,8 +236,8 @@ def _header(shapes, kind: str, sizes) -> bytes:
 
 def _weight_map(index: epath.Path) -> dict[str, str]:
     try:
-        found = json.loads(index.read_text())["weight_map"]
-        if found and all("/" not in file for file in found.values()):
+        found = files.read_json(index, "")["weight_map"]
+        if found and all(files.is_name(file) for file in found.values()):
             return found
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         pass

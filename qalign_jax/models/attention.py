@@ -13,7 +13,7 @@ from jax.experimental.pallas.ops.tpu.splash_attention import (
     splash_attention_mask,
 )
 
-from qalign_jax.models.config import RopeScaling
+from qalign_jax.models.config import ATTENTION, RopeScaling
 
 
 def rope_frequencies(head_size: int, theta: float, scaling: RopeScaling | None) -> jax.Array:
@@ -93,7 +93,6 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Arr
 
 # Splash's tiles and the TPU's lanes need lengths and head sizes that are multiples of this.
 LANES = 128
-ATTENTION = ("auto", "plain", "splash")
 
 
 def packed_kernel(attention: str, platform: str, length: int, head_size: int, dtype: str) -> str:

@@ -4,6 +4,8 @@ import dataclasses
 
 import jax
 
+from qalign_jax import schema
+
 # The vocabulary's rows are padded to a multiple of this, so that one checkpoint fits every mesh.
 VOCAB_MULTIPLE = 128
 
@@ -14,6 +16,35 @@ REMAT_POLICIES = {
     "qkvo": jax.checkpoint_policies.save_only_these_names("qkvo"),
     "qkvo_mlp": jax.checkpoint_policies.save_only_these_names("qkvo", "mlp"),
     "none": None,
+}
+# How the rows of a packed batch attend (models/attention.py).
+ATTENTION = ("auto", "plain", "splash")
+
+# What a field may hold. No model comes near the limits: they keep a damaged file from being
+# taken for a model that no memory holds.
+_SIZE = schema.whole(1, 10**7)
+_SCALING = {
+    "kind": schema.one_of("linear", "llama3"),
+    "factor": schema.number(1e-3, 1e6),
+    "low_freq_factor": schema.number(1e-3, 1e6),
+    "high_freq_factor": schema.number(1e-3, 1e6),
+    "original_max_length": _SIZE,
+}
+_CONFIG = {
+    **dict.fromkeys(("vocab_size", "d_model", "d_ff", "max_length"), _SIZE),
+    "n_layers": schema.whole(1, 1000),
+    **dict.fromkeys(("n_heads", "n_kv_heads", "head_size"), schema.whole(1, 10**5)),
+    "rope_theta": schema.number(1, 1e12),
+    "norm_eps": schema.number(1e-30, 1),
+    "sliding_window": schema.whole(0, 10**7),
+    "tied": schema.FLAG,
+    "init_scale": schema.number(0, 1e3),
+}
+_EXECUTION = {
+    "dtype": schema.one_of("float32", "bfloat16", "float16"),
+    "remat": schema.one_of(*REMAT_POLICIES),
+    "attention": schema.one_of(*ATTENTION),
+    "scan_layers": schema.FLAG,
 }
 
 
@@ -31,10 +62,22 @@ class RopeScaling:
     high_freq_factor: float = 4.0
     original_max_length: int = 8192
 
+    def __post_init__(self):
+        schema.check(vars(self), _SCALING, "the model's rope_scaling")
+        if self.kind == "llama3" and not self.low_freq_factor < self.high_freq_factor:
+            raise ValueError(
+                f"the model's rope_scaling: low_freq_factor is {self.low_freq_factor}; expected "
+                f"less than high_freq_factor, {self.high_freq_factor}"
+            )
+
 
 @dataclasses.dataclass(frozen=True)
 class LlamaConfig:
-    """The architecture: everything that a checkpoint's weights depend on."""
+    """The architecture: everything that a checkpoint's weights depend on.
+
+    Raises:
+      ValueError: a value of another type, or out of its range.
+    """
 
     vocab_size: int
     d_model: int
@@ -51,6 +94,18 @@ class LlamaConfig:
     tied: bool = False  # the head is the embedding
     init_scale: float = 0.02
 
+    def __post_init__(self):
+        schema.check(vars(self), _CONFIG, "the model")
+        if self.n_heads % self.n_kv_heads:
+            raise ValueError(
+                f"the model: n_kv_heads is {self.n_kv_heads}; expected a divisor of its "
+                f"{self.n_heads} heads"
+            )
+        if self.head_size % 2:
+            raise ValueError(
+                f"the model: head_size is {self.head_size}; rotary positions need an even one"
+            )
+
     @property
     def padded_vocab(self) -> int:
         return -(-self.vocab_size // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
@@ -66,9 +121,16 @@ class LlamaConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Execution:
-    """How a model is computed; the same weights serve all of it."""
+    """How a model is computed; the same weights serve all of it.
+
+    Raises:
+      ValueError: a value of another type, or none of the choices.
+    """
 
     dtype: str = "bfloat16"  # of activations and products; parameters in training stay float32
     remat: str = "full"  # a key of REMAT_POLICIES
     attention: str = "auto"  # of packed rows: plain, splash, or what suits the device
     scan_layers: bool = True  # False unrolls: XLA on CPU runs a loop's body on one core
+
+    def __post_init__(self):
+        schema.check(vars(self), _EXECUTION, "the model")

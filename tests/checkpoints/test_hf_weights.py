@@ -84,7 +84,7 @@ def change_config(directory, **values):
         ({"num_key_value_heads": 3}, "3, which does not divide the 8 heads"),
         ({"tie_word_embeddings": "false"}, "tie_word_embeddings is 'false'; expected true or"),
         ({"rms_norm_eps": "abc"}, "rms_norm_eps is 'abc'; expected a number above 0"),
-        ({"rope_parameters": 5}, "a value has the wrong type"),
+        ({"rope_parameters": 5}, "the rope parameters are 5"),
         ({"prompt_template": 7}, "prompt_template is 7; expected text"),
         ({"model_type": "gpt2"}, "model_type is 'gpt2'; llama and mistral"),
         ({"hidden_act": "gelu"}, "hidden_act is 'gelu'"),

@@ -110,3 +110,24 @@ def test_a_pickled_adapter_is_refused(tmp_path):
     file.rename(file.with_suffix(".bin"))
     with pytest.raises(ValueError, match="never unpickled"):
         MergedTensors(TensorFiles(tmp_path / "base"), tmp_path / "adapter")
+
+
+@pytest.mark.parametrize(
+    "pattern", ["(a+)+b", "(.*)*x", ".*.*.*.*x", "(", "a{1,999}{1,999}{1,999}", "a" * 201]
+)
+def test_a_pattern_that_may_take_for_ever_is_refused(pattern, tmp_path):
+    save(tmp_path, **ADAPTERS["plain"])
+    change(tmp_path / "adapter" / "adapter_config.json", alpha_pattern={pattern: 4})
+    with pytest.raises(ValueError, match=r"adapter_config\.json: alpha_pattern has .*expected"):
+        MergedTensors(TensorFiles(tmp_path / "base"), tmp_path / "adapter")
+
+
+@pytest.mark.parametrize(
+    "values",
+    [{"lora_alpha": None}, {"lora_alpha": "8"}, {"alpha_pattern": [1]}, {"use_rslora": "yes"}],
+)
+def test_an_adapters_values_of_another_type_are_named(values, tmp_path):
+    save(tmp_path, **ADAPTERS["plain"])
+    change(tmp_path / "adapter" / "adapter_config.json", **values)
+    with pytest.raises(ValueError, match=rf"adapter_config\.json: {next(iter(values))}.* expected"):
+        MergedTensors(TensorFiles(tmp_path / "base"), tmp_path / "adapter")

@@ -154,6 +154,50 @@ def test_a_header_that_makes_no_sense_is_refused(entry, message, tmp_path):
         TensorFiles(tmp_path)
 
 
+# Bytes that are put into a whole file or taken out of it, by where.
+SHIFTS = {
+    "a byte behind the last tensor": lambda content: content + b"\0",
+    "a file behind the file": lambda content: content * 2,
+    "a byte between header and values": lambda content: content[:-264] + b"\0" + content[-264:],
+    "a byte inside a tensor": lambda content: content[:-9] + b"\0" + content[-9:],
+    "a byte less": lambda content: content[:-1],
+    "a value less in front": lambda content: content[:-264] + content[-260:],
+}
+
+
+@pytest.mark.parametrize("case", SHIFTS)
+def test_a_file_with_bytes_of_no_tensor_is_refused_as_the_official_library_does(case, tmp_path):
+    path = tmp_path / "model.safetensors"
+    tensors = values("float32")
+    write(tmp_path, tensors)
+    assert sum(value.nbytes for value in tensors.values()) == 264
+    path.write_bytes(SHIFTS[case](path.read_bytes()))
+    with pytest.raises(safetensors.SafetensorError):
+        safetensors.safe_open(path, "numpy")
+    with pytest.raises(ValueError, match=r"model\.safetensors: .*download it again"):
+        TensorFiles(tmp_path)
+
+
+def test_a_header_that_leaves_bytes_between_tensors_is_refused(tmp_path):
+    header = {
+        "a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]},
+        "b": {"dtype": "F32", "shape": [1], "data_offsets": [8, 12]},
+    }
+    text = json.dumps(header).encode()
+    (tmp_path / "model.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + bytes(12))
+    with pytest.raises(ValueError, match="bytes of no tensor before the tensor b"):
+        TensorFiles(tmp_path)
+
+
+@pytest.mark.parametrize("size", [2**63 - 1, 2**64 - 1, 2**40])
+def test_a_header_that_lies_about_its_size_takes_no_memory(size, tmp_path):
+    with (tmp_path / "model.safetensors").open("wb") as file:
+        file.write(size.to_bytes(8, "little"))
+        file.truncate(2**41)  # a hole: large enough for the last of the sizes
+    with pytest.raises(ValueError, match="not a whole safetensors file"):
+        TensorFiles(tmp_path)
+
+
 def test_a_quantised_tensor_is_refused(tmp_path):
     safetensors.numpy.save_file({"q": np.zeros(3, np.int8)}, tmp_path / "model.safetensors")
     with pytest.raises(ValueError, match=r"the tensor q is I8.*unquantised"):

@@ -34,7 +34,9 @@ def test_a_state_is_restored_bit_for_bit_on_another_mesh(spec, state, tmp_path):
     checkpoints.save(3, state.parts())
     checkpoints.wait()
     wanted = abstract_state(CONFIG, OPTIMIZER, make_mesh(spec)).parts()
-    restored = TrainState.from_parts(Checkpoints(tmp_path, every=1).restore(3, wanted))
+    step, parts = Checkpoints(tmp_path, every=1).restore(wanted)
+    restored = TrainState.from_parts(parts)
+    assert step == 3
     jax.tree.map(np.testing.assert_array_equal, restored, state)
     query = restored.params["layers"]["attention"]["query"]
     assert query.sharding.mesh.shape == make_mesh(spec).shape
@@ -48,6 +50,7 @@ def test_only_the_newest_checkpoints_stay_and_the_last_holds_weights_alone(
     for step in (1, 2):
         checkpoints.save(step, state.parts())
     checkpoints.save(3, {"params": state.params}, final=True)
+    checkpoints.trim()
     checkpoints.close()
     assert [child.name for child in (tmp_path / "checkpoints").iterdir()] == ["3"]
     assert not (tmp_path / "checkpoints" / "3" / "optimizer").exists()
@@ -93,6 +96,48 @@ def test_a_model_json_that_is_none_is_named(change, tmp_path):
     (tmp_path / "checkpoints" / "7").mkdir(parents=True)
     (tmp_path / "model.json").write_text(change)
     with pytest.raises(ValueError, match=r"model\.json: not"):
+        read_card(tmp_path)
+
+
+ABSURD = {
+    "rope_theta": ("-Infinity", "NaN", "0", "-1", "1e300", "null", '"10000"', "true"),
+    "norm_eps": ("NaN", "0", "-1e-5", "2", "null"),
+    "d_model": ("0", "-8", "8.0", "true", "1e999", "100000000", '"8"', "[8]"),
+    "n_layers": ("0", "1000000", "-1"),
+    "n_kv_heads": ("3", "0", "8"),
+    "head_size": ("7", "0"),
+    "sliding_window": ("-1", "0.5"),
+    "tied": ("0", "null"),
+    "dtype": ('"float64"', "null", "32", '["float32"]'),
+    "remat": ('"all"', "null"),
+    "attention": ('"flash"',),
+    "scan_layers": ("1",),
+    "rope_scaling": ("3", "{}", '{"kind": "yarn", "factor": 2}', '{"kind": "linear", "factor": 0}',
+                     '{"kind": "llama3", "factor": 8, "low_freq_factor": 4, "high_freq_factor": 4}',
+                     '{"kind": "linear", "factor": 2, "other": 1}'),
+    "unknown": ("1",),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("key", "value"), [(key, v) for key in ABSURD for v in ABSURD[key]])
+def test_a_value_of_model_json_that_no_model_has_is_refused_by_its_key(key, value, tmp_path):
+    (tmp_path / "checkpoints" / "7").mkdir(parents=True)
+    model = json.loads(FIRST_MODEL_JSON)
+    model["model"][key] = "@"
+    (tmp_path / "model.json").write_text(json.dumps(model).replace('"@"', value))
+    with pytest.raises(ValueError, match=r"model\.json: .*; convert or train it again") as raised:
+        read_card(tmp_path)
+    name = "RopeScaling" if key == "rope_scaling" else key
+    said = str(raised.value)
+    assert name in said or key in said or "no number of JSON" in said or "too large" in said
+
+
+@pytest.mark.parametrize("template", [None, 3, [], "no slot", "{instruction} {instruction}"])
+def test_a_template_without_its_slot_is_refused(template, tmp_path):
+    (tmp_path / "checkpoints" / "7").mkdir(parents=True)
+    model = json.loads(FIRST_MODEL_JSON) | {"template": template}
+    (tmp_path / "model.json").write_text(json.dumps(model))
+    with pytest.raises(ValueError, match=r"model\.json: .*template"):
         read_card(tmp_path)
 
 
