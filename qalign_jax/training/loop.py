@@ -1,8 +1,7 @@
 """The training loop: dispatches a step, then reads the metrics of the one before."""
 
 import concurrent.futures
-import math
-import signal
+import contextlib
 import time
 
 import jax
@@ -12,14 +11,16 @@ from etils import epath
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from qalign_jax import files
 from qalign_jax.checkpoints.state import Checkpoints
 from qalign_jax.data.batches import Batches
+from qalign_jax.faults import interrupts
 from qalign_jax.models.config import LlamaConfig
 from qalign_jax.models.flops import flops_per_token
+from qalign_jax.parallel import hosts
 from qalign_jax.parallel.chips import peak_tflops
 from qalign_jax.parallel.mesh import sharding_of
 from qalign_jax.progress import Progress
+from qalign_jax.training.anomalies import STOP, Anomalies
 from qalign_jax.training.metrics import MetricWriter
 from qalign_jax.training.optimizer import Schedule
 from qalign_jax.training.profile import Profile, Tracer
@@ -42,25 +43,34 @@ def train(
     stage_dir,
     name: str,
     profile: Profile | None = None,
+    on_nan: str = STOP,
 ) -> TrainState:
     """Trains from `state.step` to `schedule.steps`, saving on the way and at the end.
 
     Batch t depends on (seed, t) alone, so that a resumed run has the batches of an uninterrupted
     one.
 
+    Args:
+      on_nan: what to do where loss or gradient are not finite: STOP, or SKIP, for which
+        `step_function` leaves such updates out (training/anomalies.py).
+
     Raises:
-      FloatingPointError: the loss or the gradient is not finite; the step and the ids of the
-        batch's examples are in nan.json of the stage's folder.
+      FloatingPointError: the loss, the gradient or the updated weights are not finite; the batch
+        is in nan.npz and nan.json of the stage's folder.
       Preempted: SIGTERM or SIGINT arrived and the state is saved, in the last step too.
     """
     stage_dir = epath.Path(stage_dir)
     first = int(state.step)
-    writer = MetricWriter(stage_dir, first)
-    progress = Progress(name, schedule.steps, first)
     meter = _Meter(config, batches)
     tracer = Tracer(profile, stage_dir / "tensorboard")
-    stop = _StopSignal()
-    with concurrent.futures.ThreadPoolExecutor(1) as loader, stop:
+    writing = contextlib.closing(MetricWriter(stage_dir, first))
+    with (
+        concurrent.futures.ThreadPoolExecutor(1) as loader,
+        _StopSignal() as stop,
+        writing as writer,
+    ):
+        anomalies = Anomalies(stage_dir, batches, first, writer.rows, on_nan)
+        progress = Progress(name, schedule.steps, first)
         upcoming = loader.submit(_load, batches, first, mesh)
         pending = None
         try:
@@ -78,23 +88,26 @@ def train(
                 done, pending = pending, (row, metrics, ids)
                 stops = stop.reached(step)
                 if done:
-                    _record(done, meter, writer, progress, stage_dir, batches)
+                    _record(done, meter, writer, progress, anomalies, batches)
                 if stops or last or (step + 1) % checkpoints.every == 0:
                     # nothing is saved before its own loss is known to be finite
-                    _record(pending, meter, writer, progress, stage_dir, batches)
+                    _record(pending, meter, writer, progress, anomalies, batches)
                     pending = None
                     parts = state.parts()
                     if last:
                         del parts["optimizer"]
-                    checkpoints.save(step + 1, parts, final=last)
-                if stops or (last and stop.asked):
+                    writer.flush()
+                    try:
+                        checkpoints.save(step + 1, parts, final=last)
+                    except FloatingPointError as error:
+                        raise anomalies.stopped(step + 1, ids, str(error)) from None
+                if stops or (last and not hosts.all_of(not stop.asked)):
                     checkpoints.wait()
                     logging.warning("%s: stopped; step %d is saved", name, step + 1)
                     raise Preempted(128 + stop.signal)
         finally:
             tracer.close()
             progress.close()
-            writer.close()
     return state
 
 
@@ -135,56 +148,32 @@ class _Meter:
         return {"tokens_per_second": speed, "mfu": mfu}
 
 
-def _record(pending, meter, writer, progress, stage_dir, batches) -> None:
+def _record(pending, meter, writer, progress, anomalies: Anomalies, batches) -> None:
     row, metrics, ids = pending
     loss, norm = float(metrics["loss"]), float(metrics["grad_norm"])
-    if not (math.isfinite(loss) and math.isfinite(norm)):
-        file = stage_dir / "nan.json"
-        examples = [batches.packed.row_examples(int(i)) for i in ids]
-        report = {"step": row["step"], "loss": str(loss), "grad_norm": str(norm)}
-        report |= {"rows": [int(i) for i in ids], "examples": examples}
-        if jax.process_index() == 0:
-            files.write_json(file, report)
-        raise FloatingPointError(
-            f"step {row['step']}: the loss is {loss}, the gradient's norm {norm}; the ids of its "
-            f"batch are in {file}. Checkpoints from before are whole"
-        )
-    row |= {"loss": loss, "grad_norm": norm, "trained_tokens": int(metrics["trained_tokens"])}
     real_tokens = int(metrics["tokens"])  # of all hosts
-    row |= meter.measure(real_tokens)
+    speed = meter.measure(real_tokens)
+    if not anomalies.look(row["step"], loss, norm, ids):
+        writer.write(row | {"skipped": anomalies.skipped})
+        progress.add()
+        return
+    row |= {"loss": loss, "grad_norm": norm, "trained_tokens": int(metrics["trained_tokens"])}
+    row |= speed
     row["packing"] = real_tokens / (len(ids) * batches.packed.length)
     writer.write(row)
     progress.add(real_tokens, loss=loss)
 
 
-class _StopSignal:
-    """Turns SIGTERM and the first SIGINT into a stop after the running step.
+class _StopSignal(interrupts.Deferred):
+    """SIGTERM and the first SIGINT stop after the running step, with its state saved.
 
-    In a cluster JAX's own preemption notice decides, so that all hosts stop at one step.
+    Before the first step has run there is nothing to save, and a signal ends the process. In a
+    cluster JAX's preemption service has all hosts stop at one step.
     """
-
-    def __init__(self):
-        self.asked, self.signal = False, signal.SIGTERM
-        self._previous = {}
-
-    def __enter__(self):
-        if jax.process_count() == 1:
-            for number in (signal.SIGTERM, signal.SIGINT):
-                self._previous[number] = signal.signal(number, self._ask)
-        return self
-
-    def __exit__(self, *_):
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-
-    def _ask(self, number, frame):
-        if self.asked:
-            raise KeyboardInterrupt
-        self.asked, self.signal = True, number
-        logging.warning("stopping after this step (again to stop at once)")
 
     def reached(self, step: int) -> bool:
         """Whether to stop after `step`; in a cluster every process must ask once a step."""
+        self.begin()
         if jax.process_count() == 1:
             return self.asked
         return multihost_utils.reached_preemption_sync_point(step)

@@ -15,6 +15,7 @@ from flax import struct
 from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from qalign_jax import mistakes
 from qalign_jax.models.config import LlamaConfig
 from qalign_jax.models.llama import Llama
 from qalign_jax.models.params import cast_params, init_params, param_specs
@@ -170,11 +171,18 @@ def _sum_over(x, axes):
 
 
 @_cached
-def make_train_step(model: Llama, optimizer: OptimizerConfig, mesh: Mesh, micro_batches: int = 1):
+def make_train_step(
+    model: Llama,
+    optimizer: OptimizerConfig,
+    mesh: Mesh,
+    micro_batches: int = 1,
+    skip_nan: bool = False,
+):
     """A jitted (state, batch, learning rate) -> (state, metrics); the old state is donated.
 
     Metrics: `loss` (nats a trained token), `grad_norm` (before clipping), `trained_tokens`, and
-    `tokens`, all that are not padding.
+    `tokens`, all that are not padding. With `skip_nan` a step whose loss or norm is not finite
+    leaves parameters and moments as they are.
     """
     gradient_function = loss_and_gradients(model, mesh, micro_batches)
     transform = make_optimizer(optimizer)
@@ -183,9 +191,17 @@ def make_train_step(model: Llama, optimizer: OptimizerConfig, mesh: Mesh, micro_
         loss, gradients, trained = gradient_function(state.params, batch)
         updates, moments = transform.update(gradients, state.moments, state.params)
         params = jax.tree.map(lambda p, u: p - learning_rate * u, state.params, updates)
+        norm = optax.tree.norm(gradients)
+        if skip_nan:
+            finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+            params, moments = jax.tree.map(
+                functools.partial(jnp.where, finite),
+                (params, moments),
+                (state.params, state.moments),
+            )
         metrics = {
             "loss": loss,
-            "grad_norm": optax.tree.norm(gradients),
+            "grad_norm": norm,
             "trained_tokens": trained,
             "tokens": jnp.sum(batch["segment_ids"] > 0),
         }
@@ -208,11 +224,15 @@ def rows_multiple(mesh: Mesh, micro_batches: int) -> int:
 
 
 def _check_divides(config: LlamaConfig, parallel: Parallelism) -> None:
-    for axis, length in (
-        ("embed", config.d_model),
-        ("heads", config.n_heads),
-        ("kv_heads", config.n_kv_heads),
-        ("mlp", config.d_ff),
-        ("vocab", config.padded_vocab),
-    ):
-        parallel.local(length, axis)
+    lengths = {
+        "embed": config.d_model,
+        "heads": config.n_heads,
+        "kv_heads": config.n_kv_heads,
+        "mlp": config.d_ff,
+        "vocab": config.padded_vocab,
+    }
+    mistakes.refuse(
+        line
+        for axis, length in lengths.items()
+        for line in mistakes.of("", parallel.local, length, axis)
+    )

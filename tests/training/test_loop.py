@@ -55,9 +55,8 @@ def run(folder, batches, around_step=lambda number: None, **options):
         return step(*arguments)
 
     state = init_state(CONFIG, OPTIMIZER, mesh, random_params(CONFIG, mesh, 0))
-    if latest := checkpoints.latest():
-        wanted = abstract_state(CONFIG, OPTIMIZER, mesh).parts()
-        state = state.from_parts(checkpoints.restore(latest, wanted))
+    if restored := checkpoints.restore(abstract_state(CONFIG, OPTIMIZER, mesh).parts()):
+        state = state.from_parts(restored[1])
     try:
         return train(
             state, watched, batches, Schedule(1e-3, STEPS), config=CONFIG, mesh=mesh,
@@ -83,6 +82,16 @@ def test_a_signal_stops_behind_the_running_step_be_it_the_last(at, number, batch
     if at < STEPS:
         resumed, straight = run(tmp_path / "stopped", batches), run(tmp_path / "whole", batches)
         jax.tree.map(np.testing.assert_array_equal, resumed.params, straight.params)
+
+
+def test_a_signal_while_the_first_step_compiles_ends_at_once(batches, tmp_path):
+    def interrupt(step):
+        if step == 1:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, batches, interrupt)
+    assert not list((tmp_path / "checkpoints").iterdir())
 
 
 def test_a_signal_while_the_final_state_is_saved_is_not_lost(batches, tmp_path, monkeypatch):
