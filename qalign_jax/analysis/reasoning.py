@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from qalign_jax import files
+from qalign_jax import files, schema
 from qalign_jax.evaluation import answers
+from qalign_jax.evaluation.records import check_answer, check_header
 
 ENGLISH = "en"
 
@@ -47,9 +48,17 @@ def read_answers(folder: epath.Path) -> dict[str, dict[str, dict[str, Any]]]:
     """
     remedy = "start the evaluation again, which mends it"
     found = {}
+    needed = {"output": schema.TEXT, "correct": schema.FLAG}
     for path in sorted(folder.glob("*.jsonl")):
-        rows = [row for _, row in files.read_json_lines(path, remedy)]
-        found[path.stem] = {row["id"]: row for row in rows[1:]}  # below the header
+        found[path.stem] = rows = {}
+        for place, (number, row) in enumerate(files.read_json_lines(path, remedy)):
+            where = f"{path}:{number}"
+            if not place:
+                check_header(row, where, remedy)
+                continue
+            check_answer(row, where, remedy)
+            schema.check(row, needed, where, remedy)
+            rows[row["id"]] = row
     return found
 
 

@@ -13,9 +13,66 @@ from typing import Any
 
 from etils import epath
 
-from qalign_jax import files, settings
+from qalign_jax import files, schema, settings
+from qalign_jax.faults import storage
 
 _REWRITE_SECONDS = 60.0
+_IDS = [schema.whole(-1, 2**31 - 1)]
+_TEXTS, _PROBABILITIES = [schema.TEXT], [schema.number(0, 1)]
+_PREDICTION = schema.Leaf(
+    "text, a number or null",
+    lambda value: value is None or schema.TEXT.takes(value) or schema.NUMBER.takes(value),
+)
+# A line of answers: whatever of this it has. `tokens` are ids, or how many.
+_ANSWER = {
+    "id": schema.TEXT,
+    **dict.fromkeys(("language?", "question?", "prompt?", "answer?", "output?"), schema.TEXT),
+    "choices?": _TEXTS,
+    "prediction?": _PREDICTION,
+    "sound_prediction?": _PREDICTION,
+    "correct?": schema.FLAG,
+    "sound_correct?": schema.FLAG,
+    "executions?": [{"status": schema.TEXT, "output": schema.TEXT}],
+    "log_likelihoods?": [schema.NUMBER],
+    "trace?": {
+        **dict.fromkeys(("tokens", "base_tokens"), _IDS),
+        **dict.fromkeys(("text", "base_text"), _TEXTS),
+        **dict.fromkeys(("base_probability", "probability"), _PROBABILITIES),
+        "moved": [schema.number(-1, 1)],
+    },
+}
+
+MEANS = ("average", "non_english")  # beside a result's languages
+_TABLE = {...: schema.PERCENT}
+_POINTS = schema.number(-100, 100)
+_INTERVAL = (_POINTS, _POINTS)
+_P = schema.number(0, 1)
+# One system's result on one benchmark, as evaluation/scores.py makes it.
+_RESULT = {
+    "intervals?": {...: _INTERVAL},
+    **dict.fromkeys(("sound?", "likelihood?", "likelihood_per_character?", "executions?"), _TABLE),
+    "consistency?": {...: _TABLE},
+    "versus?": {
+        "baseline": schema.TEXT,
+        ...: {"difference": _POINTS, "p": _P, "p_holm?": _P, "interval?": _INTERVAL},
+    },
+    ...: schema.PERCENT,
+}
+
+
+def check_header(row: Any, where: str, remedy: str) -> None:
+    """Raises a ValueError where the first line of a file of answers is no header."""
+    schema.check(row, {"header": {"template?": schema.TEXT}}, where, remedy)
+
+
+def check_answer(row: Any, where: str, remedy: str) -> None:
+    """Raises a ValueError where a field of a line of answers is not what it must be."""
+    schema.check(row, _ANSWER, where, remedy)
+    weighed, choices = row.get("log_likelihoods", ()), row.get("choices", ())
+    if weighed and len(weighed) != len(choices):
+        raise ValueError(f"{where}: {len(weighed)} likelihoods of {len(choices)} choices; {remedy}")
+    if len(lengths := {len(column) for column in row.get("trace", {}).values()}) > 1:
+        raise ValueError(f"{where}: a trace's columns have {sorted(lengths)} entries; {remedy}")
 
 
 class AnswerFile:
@@ -33,8 +90,11 @@ class AnswerFile:
         self._dirty = False
         self._written = 0.0
 
-    def read(self) -> None:
+    def read(self, needed: Mapping[str, Any] = {}) -> None:
         """Reads the answers of an earlier run.
+
+        Args:
+          needed: the shapes of fields that every answer must have (shapes.py).
 
         Raises:
           ValueError: the file was made with other settings, or a line before the last is damaged.
@@ -43,34 +103,40 @@ class AnswerFile:
         if not self.path.exists():
             return
         self.torn = not self.path.read_bytes().endswith(b"\n")
-        rows = []
+        rows, places = [], []
         remedy = "delete the line to have its problem answered again"
         for number, row in files.read_json_lines(self.path, remedy, torn=True):
-            if not isinstance(row, dict) or not ("header" in row if not rows else "id" in row):
-                raise ValueError(
-                    f"{self.path}:{number}: expected {'an answer' if rows else 'the header'}; "
-                    "delete the file to have its problems answered again"
-                )
+            where = f"{self.path}:{number}"
+            if rows:
+                check_answer(row, where, remedy)
+            else:
+                again = "delete the file to have its problems answered again"
+                check_header(row, where, again)
             rows.append(row)
+            places.append(where)
         if rows[1:] and (found := settings.differences(rows[0]["header"], self.header)):
             raise ValueError(
                 f"{self.path} holds answers made with other settings: {found}. "
                 "Delete that file to answer again, or take another workdir"
             )
+        for row, where in zip(rows[1:], places[1:], strict=True):
+            schema.check(row, needed, where, remedy)
         self.answers = {row["id"]: row for row in rows[1:]}
 
     def open(self) -> None:
         """Makes the file ready for `add`: whole lines under the right header."""
         self._rewrite(self.answers.values())
         if not files.is_remote(self.path):
-            self._file = open(self.path, "a", encoding="utf-8", newline="\n")
+            with storage.writing(self.path):
+                self._file = open(self.path, "a", encoding="utf-8", newline="\n")
 
     def add(self, answer: dict[str, Any]) -> None:
         """Adds an answer; on a local disk it has left this process when `add` returns."""
         self.answers[answer["id"]] = answer
         if self._file:
-            self._file.write(_line(answer))
-            self._file.flush()
+            with storage.writing(self.path):
+                self._file.write(_line(answer))
+                self._file.flush()
             return
         self._dirty = True
         if time.monotonic() - self._written > _REWRITE_SECONDS:
@@ -82,7 +148,8 @@ class AnswerFile:
         Answers to problems that were not asked this time (a smaller `limit`) are kept behind.
         """
         if self._file:
-            self._file.close()
+            with storage.writing(self.path):
+                self._file.close()
             self._file = None
         order = [problem_id for problem_id in order if problem_id in self.answers]
         if order:
@@ -113,7 +180,30 @@ def read_results(path: epath.Path, remedy: str) -> dict[str, Any]:
     results = files.read_json(path, remedy)
     if not isinstance(results, dict) or not isinstance(results.get("systems"), dict):
         raise ValueError(f"{path} has no systems; {remedy}")
+    systems = results["systems"]
+    check_systems(systems, str(path), remedy)
+    for name in (*systems, *(name for each in systems.values() for name in each)):
+        if not files.is_name(name):  # of a folder of answers, and of a picture
+            raise ValueError(f"{path}: {name!r} is no name of a system or benchmark; {remedy}")
     return results
+
+
+def check_systems(systems: Any, where: str, remedy: str) -> None:
+    """Raises a ValueError where the `systems` of a results.json are not what `scores` makes."""
+    schema.check(systems, {...: {...: _RESULT}}, where, remedy, "systems")
+    for system, results in systems.items():
+        for benchmark, result in results.items():
+            if not (versus := result.get("versus")):
+                continue
+            at = f"systems.{system}.{benchmark}"
+            if benchmark not in systems.get(versus["baseline"], {}):
+                raise ValueError(
+                    f"{where}: {at} is compared with {versus['baseline']!r}, which has no results "
+                    f"there; {remedy}"
+                )
+            for mean in (mean for mean in MEANS if mean in versus and mean in result):
+                schema.check(versus[mean], {"interval": _INTERVAL}, where, remedy, at)
+                schema.check(result, {"intervals": {mean: _INTERVAL}}, where, remedy, at)
 
 
 def save_results(

@@ -12,6 +12,7 @@ from absl import logging
 from etils import epath
 from jax.experimental import multihost_utils
 
+from qalign_jax import files, schema
 from qalign_jax.data import prompts
 from qalign_jax.decoding.system import Answer
 from qalign_jax.decoding.turns import Turns
@@ -79,8 +80,11 @@ def evaluate(
       the scores; empty in a process that does not write.
 
     Raises:
-      ValueError: before any decoding: no or bad problems, or answers made with other settings.
+      ValueError: before any decoding: no or bad problems, answers made with other settings, or a
+        system's name that is none of a folder.
     """
+    if not files.is_name(system):
+        raise ValueError(f"a system cannot be named {system!r}: its name is a folder's")
     asked = _Asked(
         system, benchmark, problems, template, epath.Path(directory) / system / benchmark.name,
         jax.process_index() == 0 if write is None else write,
@@ -166,11 +170,12 @@ class _Asked:
         for language in self._order if self._write else ():
             path = self._folder / subfolder / f"{language}.jsonl"
             files[language] = AnswerFile(path, {**header, "language": language})
-            files[language].read()
+            files[language].read({"language": schema.one_of(language)})
         for problem, text in zip(self._problems, self.texts, strict=True) if files else ():
             file = files[problem["language"]]
             there = file.answers.get(problem["id"])
-            if there and (there.get("prompt"), there.get("answer")) != (text, problem["answer"]):
+            asked = (text, problem["answer"], problem.get("choices"))
+            if there and tuple(map(there.get, ("prompt", "answer", "choices"))) != asked:
                 raise ValueError(
                     f"{file.path}: problem {problem['id']} was another question when it was "
                     "answered; the benchmark's files have changed. Delete that file to answer "

@@ -27,6 +27,8 @@ _COLOURS = {
     **{colour: f"var(--c{number})" for number, colour in enumerate(plots.PALETTE)},
 }  # fmt: skip
 _GLYPHS: dict[str, str] = dict(zip(plots.MARKERS, "●▲■◆▼", strict=True))
+# Characters that XML has not, which a name may hold.
+_NO_XML = re.compile("[^\t\n\r -\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 _MOST_POINTS = 900  # of a scatter; more than the eye tells apart
 _MOST_STEPS = 200  # of a training curve
 
@@ -232,8 +234,9 @@ def svg(figure: Figure, label: str, prefix: str) -> markupsafe.Markup:
     with warnings.catch_warnings(), matplotlib.rc_context({"svg.fonttype": "none"}):
         # measured in another font than the browser's, which has more scripts
         warnings.filterwarnings("ignore", "Glyph .* missing")
+        warnings.filterwarnings("ignore", "constrained_layout not applied")  # names too long
         figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
-    root = ElementTree.fromstring(file.getvalue())
+    root = ElementTree.fromstring(_NO_XML.sub("", file.getvalue().decode()))
     for parent in list(root.iter()):
         for child in list(parent):
             if _local(child.tag) in ("metadata", "style") or child.get("style") == "fill: none":

@@ -55,9 +55,8 @@ def write(runs: Sequence[str | os.PathLike], output: str | os.PathLike) -> epath
       ValueError: an output that is a folder or no .html file, fewer than two folders of runs, one
         that is named twice, is none of a run or has no results, or a file that is damaged.
     """
+    files.check_output(output, "output")
     path = epath.Path(output)
-    if path.is_dir():
-        raise ValueError(f"--output={output} is a folder; name a file")
     if path.suffix != ".html":  # not a file of a run
         raise ValueError(f"--output={output}: expected a name that ends in .html")
     found = groups(read(runs))
@@ -87,6 +86,10 @@ def read(runs: Sequence[str | os.PathLike]) -> list[Run]:
             f"--compare={','.join(str(run) for run in runs)}: expected two runs or more, as in "
             "--compare RUN1 RUN2"
         )
+    if any(not os.fspath(run) for run in runs):
+        raise ValueError(
+            f"--compare={','.join(map(str, runs))} has an empty name; name a folder between commas"
+        )
     found: dict[str, Run] = {}
     for name in runs:
         path = epath.Path(name)
@@ -107,8 +110,8 @@ def groups(runs: Sequence[Run]) -> list[Group]:
     for run in runs:
         recipe = json.dumps(_without(run.config), sort_keys=True)
         by_recipe.setdefault(recipe, []).append(run)
-    recipes = [json.loads(recipe) for recipe in by_recipe]
     firsts = [each[0] for each in by_recipe.values()]
+    recipes = [_without(run.config) for run in firsts]
     names = [str(run.config.get("name") or run.path.name) for run in firsts]
     folders = [f"{name} ({run.path.name})" for name, run in zip(names, firsts, strict=True)]
     paths = [f"{name} ({run.path})" for name, run in zip(names, firsts, strict=True)]

@@ -13,16 +13,17 @@ from typing import Any
 from etils import epath
 from markupsafe import Markup
 
-from qalign_jax import files
+from qalign_jax import files, schema
 from qalign_jax.data import prompts
 from qalign_jax.evaluation.protocols import code
+from qalign_jax.evaluation.records import check_answer, check_header
 from qalign_jax.evaluation.runner import LIKELIHOOD
 from qalign_jax.reporting import templates
 from qalign_jax.reporting.stages import in_order
 
 _REMEDY = "delete the line and start the run again, which answers its problem again"
 _NEEDED = ("id", "question", "answer", "output", "correct")
-_TRACED = ("tokens", "base_tokens", "text", "base_text", "base_probability", "probability", "moved")
+_MOVES = ("base_probability", "probability", "moved")  # of a trace, as the page shows them
 
 
 def section(workdir: epath.Path, stages: Sequence[str]) -> Markup:
@@ -107,19 +108,18 @@ def _read(
 ) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
     """The header of a file, and its rows with `names` by id; a last line cut off is left out."""
     header: dict[str, Any] | None = None
-    rows = {}
+    rows, needed = {}, dict.fromkeys(names, schema.ANYTHING)
     for number, row in files.read_json_lines(path, _REMEDY, torn=True):
-        needed = ("header",) if header is None else names
-        if not isinstance(row, dict) or any(name not in row for name in needed):
-            raise ValueError(
-                f"{path}:{number}: expected a line with {', '.join(needed)}; {_REMEDY}"
-            )
+        where = f"{path}:{number}"
         if header is None:
+            check_header(row, where, _REMEDY)
             header = row["header"]
         else:
+            check_answer(row, where, _REMEDY)
+            schema.check(row, needed, where, _REMEDY)
             if "trace" in row:
-                row["trace"] = _compact(row, f"{path}:{number}")
-            rows[str(row["id"])] = row
+                row["trace"] = _compact(row)
+            rows[row["id"]] = row
     return header or {}, rows
 
 
@@ -170,7 +170,7 @@ def _traces(found: Sequence[_Answers | None], ids: Sequence[str]) -> list[dict[i
     ]
 
 
-def _compact(row: Mapping[str, Any], where: str) -> list[list[Any]]:
+def _compact(row: Mapping[str, Any]) -> list[list[Any]]:
     """A trace's columns: texts, the base's texts, its probabilities, probabilities, moved.
 
     A text of the base is None where the base would have said the same token; numbers are whole
@@ -178,17 +178,11 @@ def _compact(row: Mapping[str, Any], where: str) -> list[list[Any]]:
     that together these are the output.
     """
     trace = row["trace"]
-    lengths = {len(trace[name]) if name in trace else None for name in _TRACED}
-    if None in lengths or len(lengths) > 1:
-        raise ValueError(
-            f"{where}: expected a trace with lists of one length under {', '.join(_TRACED)}; "
-            f"{_REMEDY}"
-        )
     triples = zip(trace["tokens"], trace["base_tokens"], trace["base_text"], strict=True)
     columns = [
         trace["text"],
         [None if token == base else text for token, base, text in triples],
-        *([round(1000 * number) for number in trace[name]] for name in _TRACED[4:]),
+        *([round(1000 * number) for number in trace[name]] for name in _MOVES),
     ]
     return _with_replies(columns, row.get("output", ""))
 
@@ -220,4 +214,6 @@ def _with_replies(columns: list[list[Any]], output: str) -> list[list[Any]]:
 def _compressed(content: Any) -> str:
     """JSON, gzip, base64: no character of it means anything to HTML."""
     text = json.dumps(content, ensure_ascii=False, separators=(",", ":"))
-    return base64.b64encode(gzip.compress(text.encode(), mtime=0)).decode("ascii")
+    return base64.b64encode(gzip.compress(text.encode(errors="backslashreplace"), mtime=0)).decode(
+        "ascii"
+    )

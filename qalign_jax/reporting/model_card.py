@@ -1,15 +1,21 @@
 """The README.md of a model that goes to the Hugging Face Hub: how it was made, what it scores."""
 
+import html
+import re
 from typing import Any
 
 import jinja2
 from etils import epath
 
-from qalign_jax import files
+from qalign_jax import files, schema
 from qalign_jax.checkpoints.record import read_record
 from qalign_jax.data import prompts
 from qalign_jax.models.config import LlamaConfig
-from qalign_jax.reporting import tables
+from qalign_jax.reporting import provenance, stages, tables
+
+_SETTINGS = {"init?": schema.TEXT, "data?": {...: {"name": schema.TEXT}}}
+# What Markdown reads as more than text, inside a line and inside a table.
+_MARKUP = re.compile(r"[\\`*\[\]|~]|(?<!\w)_|_(?!\w)")
 
 
 def text(
@@ -28,6 +34,9 @@ def text(
         lstrip_blocks=True,
         autoescape=False,  # Markdown
     )
+    environment.filters["plain"] = _plain
+    prompt = prompts.render(template, "{question}")
+    ticks = max(map(len, re.findall("`+", prompt)), default=0)
     scores = _scores(stage_dir)
     return environment.get_template("model_card.md.jinja").render(
         name=name,
@@ -35,7 +44,8 @@ def text(
         step=step,
         parameters=f"{config.num_parameters:,}",
         dtype=dtype,
-        prompt=prompts.render(template, "{question}"),
+        prompt=prompt,
+        fence="`" * max(3, ticks + 1),
         stages=_stages(stage_dir),
         scores=scores,
         languages=sorted({language for table in scores for language in table["languages"]}),
@@ -44,11 +54,14 @@ def text(
 
 def _stages(stage_dir: epath.Path) -> list[dict[str, Any]]:
     """The stages that led to the weights, first to last."""
-    stages = []
-    while record := read_record(stage_dir):
+    found, seen = [], set()
+    while stage_dir not in seen and (record := read_record(stage_dir)):
+        seen.add(stage_dir)
         settings, sources = record.settings, record.sources
+        remedy = "it is not what a run writes; delete the folder and train the stage again"
+        schema.check(settings, _SETTINGS, f"{stage_dir / 'stage.json'}", remedy)
         done = _json(stage_dir / "done.json")
-        stages.insert(
+        found.insert(
             0,
             {
                 "name": stage_dir.name,
@@ -65,27 +78,35 @@ def _stages(stage_dir: epath.Path) -> list[dict[str, Any]]:
             },
         )
         stage_dir = stage_dir.parent / settings.get("init", "none")
-    return stages
+    return found
 
 
 def _scores(stage_dir: epath.Path) -> list[dict[str, Any]]:
     """One table a benchmark of the systems that are this model alone."""
-    recipe, found = _json(stage_dir.parent / "config.json"), []
-    for evaluation in recipe.get("stages", ()):
+    recipe, found = stages.read_config(stage_dir.parent), []
+    for evaluation in provenance.evaluations(recipe):
         scored = recipe[evaluation].get("systems", {})
-        results = _json(stage_dir.parent / evaluation / "results.json").get("systems", {})
+        results = stages.read_results(stage_dir.parent / evaluation / "results.json")
         systems = {
             name: result
-            for name, result in results.items()
-            if scored.get(name, {}).get("model") == stage_dir.name and not scored[name]["expert"]
+            for name, result in results.get("systems", {}).items()
+            if name in scored
+            and scored[name]["model"] == stage_dir.name
+            and not scored[name].get("expert")
         }
         for table in tables.tables(systems):
-            languages = [column for column in table.columns if len(column) == 2]
+            languages = [column for column in table.columns if column in prompts.LANGUAGES]
             found.append(
                 {"benchmark": table.benchmark, "columns": table.columns, "rows": table.rows,
                  "languages": languages}
             )  # fmt: skip
     return found
+
+
+def _plain(value: Any) -> str:
+    """A value as Markdown that shows it as it is, on one line; HTML in it is text too."""
+    escaped = html.escape(" ".join(str(value).split()), quote=False)
+    return _MARKUP.sub(lambda found: f"\\{found[0]}", escaped)
 
 
 def _json(file: epath.Path) -> dict[str, Any]:

@@ -26,7 +26,8 @@ def systems(config: Config) -> dict[str, str]:
         for name, system in (stage.get("systems") or {}).items():
             made = _chain(stages, system["model"])
             if system.get("expert"):
-                made += f" + {system['alpha']:g} · ({system['expert']} − {system['antiexpert']})"
+                moved = f"({system['expert']} − {system.get('antiexpert', '')})"
+                made += f" + {system.get('alpha', 1.0):g} · {moved}"
             found[name] = made
         if stage.get("numbers_only"):
             found["numbers_only"] = "no model: guesses from a question's numbers, without its words"

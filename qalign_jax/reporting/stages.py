@@ -7,9 +7,67 @@ from typing import Any
 
 from etils import epath
 
-from qalign_jax import files
+from qalign_jax import files, schema
+from qalign_jax.evaluation.records import check_systems
 
 _REMEDY = "delete it and done.json beside it, and start the same run again"
+_AGREEMENT = schema.Maybe(schema.PERCENT)
+_FIGURES = {"average": {**dict.fromkeys(("nearer", "to_english", "from_english"), schema.NUMBER)}}
+_LAYER = schema.Leaf("a layer's number", lambda name: name.isdecimal() and len(name) < 4)
+_REPRESENTATIONS = {
+    "questions": schema.whole(),
+    "retrieval_by_chance": schema.PERCENT,
+    "systems": {
+        ...: {
+            "layers": {...: {"centred": _FIGURES, "between_languages": schema.NUMBER}},
+            "pca": {
+                "layer": schema.whole(),
+                "explained": (schema.NUMBER, schema.NUMBER),
+                "points": {...: [(schema.NUMBER, schema.NUMBER)]},
+            },
+        }
+    },
+}
+# What the page shows of results.json, beside the systems of an evaluation (evaluation/records.py).
+_RESULTS = {
+    "reasoning?": {...: {...: {...: {"all": _AGREEMENT, "by_chance": _AGREEMENT}}}},
+    "data_scale?": {
+        ...: [
+            {
+                "system": schema.TEXT,
+                "pairs": schema.whole(),
+                "average": schema.PERCENT,
+                "non_english": schema.PERCENT,
+            }
+        ]
+    },
+}
+_MEASURES = {
+    "step": schema.whole(),
+    **dict.fromkeys(("loss?", "tokens_per_second?"), schema.Maybe(schema.NUMBER)),
+    "learning_rate?": schema.number(0, 1e39),  # of a recipe, whatever comes of it
+}
+_PACKING = dict.fromkeys(
+    ("examples?", "dropped?", "truncated?", "trained_tokens?", "efficiency?", "padded_positions?",
+     "positions?"), schema.Maybe(schema.NUMBER)
+)  # fmt: skip
+_NOTES = schema.Leaf(
+    "text or a list of texts",
+    lambda given: (
+        isinstance(given, str)
+        or (isinstance(given, list) and all(isinstance(note, str) for note in given))
+    ),
+)
+_CONFIG = {"name?": schema.TEXT, "stages?": [schema.TEXT], "notes?": _NOTES}
+_STAGE = {
+    **dict.fromkeys(("kind?", "init?", "preset?", "baseline?"), schema.TEXT),
+    "systems?": schema.ANYTHING,  # of an evaluation, _SYSTEM by name
+}
+_SYSTEM = {
+    "model": schema.TEXT,
+    **dict.fromkeys(("expert?", "antiexpert?", "preset?", "small_preset?"), schema.TEXT),
+    "alpha?": schema.NUMBER,
+}
 _FIRST = ("base", "ralign", "qalign")  # in every table and chart, then the others in their order
 
 
@@ -66,18 +124,32 @@ def read(workdir: epath.Path, flag: str = "--workdir") -> tuple[dict[str, Any], 
     """
     if not workdir.is_dir():
         raise ValueError(f"{flag}={workdir}: there is no such folder; give a run's workdir")
-    config = _json(workdir / "config.json")
+    config = read_config(workdir)
     there = sorted(path.name for path in workdir.iterdir() if path.is_dir())
-    recipe = [name for name in (config or {}).get("stages") or () if name in there]
+    recipe = [name for name in dict.fromkeys(config.get("stages") or ()) if name in there]
     names = recipe + [name for name in there if name not in recipe]
     stages = [_stage(workdir / name) for name in names]
-    if config is None and not any(
-        s.results or s.metrics or s.packing or s.pictures for s in stages
-    ):
+    if not config and not any(stage.is_there for stage in stages):
         raise ValueError(
             f"{workdir} holds no config.json, results.json or metrics.jsonl; give a run's workdir"
         )
-    return config or {}, stages
+    return config, stages
+
+
+def read_config(workdir: epath.Path) -> dict[str, Any]:
+    """A run's recorded recipe, empty where there is none; what the page shows of it has its shape.
+
+    Raises:
+      ValueError: it is damaged.
+    """
+    path, remedy = workdir / "config.json", "start the same run again, which writes it"
+    config = _json(path, _CONFIG, remedy)
+    for name in config.get("stages", ()):
+        stage = config.get(name)
+        schema.check(stage or {}, _STAGE, str(path), remedy, name)
+        if stage and stage.get("kind") == "evaluate":
+            schema.check(stage, {"systems?": {...: _SYSTEM}}, str(path), remedy, name)
+    return config
 
 
 def in_order(systems: Mapping[str, Any]) -> dict[str, Any]:
@@ -90,29 +162,35 @@ def _stage(folder: epath.Path) -> Stage:
     paths = sorted(folder.iterdir())
     return Stage(
         name=folder.name,
-        results=_results(folder / "results.json"),
+        results=read_results(folder / "results.json"),
         metrics=_metrics(folder / "metrics.jsonl"),
-        packing=_json(folder / "packing.json"),
-        done=_json(folder / "done.json"),
+        packing=_json(folder / "packing.json", _PACKING) or None,
+        done=_json(folder / "done.json", {"seconds?": schema.number(0)}) or None,
         pictures=[
             (path.stem, base64.b64encode(path.read_bytes()).decode())
             for path in paths
-            if path.suffix == ".png"
+            if path.suffix == ".png" and path.is_file()
         ],
         files=[path.name + "/" * path.is_dir() for path in paths if path.name[0] != "."],
     )
 
 
-def _results(path: epath.Path) -> dict[str, Any]:
-    """A stage's results; those of systems are objects down to a benchmark's."""
-    results = _json(path) or {}
-    systems = results.get("systems") or {}
-    levels = [systems, *(systems.values() if isinstance(systems, dict) else ())]
-    levels += [each for found in levels[1:] if isinstance(found, dict) for each in found.values()]
-    if not all(isinstance(level, dict) for level in levels):
-        raise ValueError(
-            f"{path}: expected systems, their benchmarks and results as objects; {_REMEDY}"
-        )
+def read_results(path: epath.Path) -> dict[str, Any]:
+    """A stage's results, of the shapes that evaluations and analyses write; empty without a file.
+
+    Raises:
+      ValueError: they are damaged.
+    """
+    results = _json(path, _RESULTS)
+    check_systems(results.get("systems", {}), str(path), _REMEDY)
+    if represented := results.get("representations"):
+        schema.check(represented, _REPRESENTATIONS, str(path), _REMEDY, "representations")
+        for system, found in represented["systems"].items():
+            at = f"representations.systems.{system}"
+            for layer in found["layers"]:
+                schema.check(layer, _LAYER, str(path), _REMEDY, f"a key of {at}.layers")
+            if not (points := found["pca"]["points"]) or not all(points.values()):
+                raise ValueError(f"{path}: {at}.pca.points lacks a language's points; {_REMEDY}")
     return results
 
 
@@ -122,11 +200,19 @@ def _metrics(path: epath.Path) -> list[dict[str, Any]]:
         return []
     # After a kill there may be repeated steps and a torn last line.
     steps: dict[int, dict[str, Any]] = {}
-    for _, row in files.read_json_lines(path, "delete the line", torn=True):
-        if isinstance(row, dict) and "loss" in row and "step" in row:
+    remedy = "delete the line"
+    rows = files.read_json_lines(path, remedy, torn=True, parse_constant=lambda name: None)
+    for number, row in rows:
+        schema.check(row, _MEASURES, f"{path}:{number}", remedy)
+        if row.get("loss") is not None:
             steps[row["step"]] = row
     return [steps[step] for step in sorted(steps)]
 
 
-def _json(path: epath.Path) -> dict[str, Any] | None:
-    return files.read_object(path, _REMEDY) if path.exists() else None
+def _json(path: epath.Path, shape: Any, remedy: str = _REMEDY) -> dict[str, Any]:
+    """The object in a file, of a shape; empty where there is no file."""
+    if not path.exists():
+        return {}
+    found = files.read_object(path, remedy)
+    schema.check(found, shape, str(path), remedy)
+    return found

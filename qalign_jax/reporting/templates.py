@@ -13,7 +13,9 @@ def render(template: str, **values: Any) -> markupsafe.Markup:
 
     A template inlines a style or a script by its file's name: `{{ inlined("page.css") }}`.
     """
-    return markupsafe.Markup(_environment().get_template(template).render(**values))
+    text = _environment().get_template(template).render(**values)
+    # a file's name that is no UTF-8 is shown by its bytes
+    return markupsafe.Markup(text.encode(errors="backslashreplace").decode())
 
 
 def macros(template: str) -> Any:

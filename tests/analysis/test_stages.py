@@ -74,11 +74,14 @@ def test_representations_leave_figures_by_layer_a_projection_and_two_pictures(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"systems": {}}, "compared: no systems to compare"),
-        ({"systems": {"model": "nowhere"}}, "compared needs 'nowhere', which is neither a stage"),
-        ({"benchmark": "mgms"}, "compared: unknown benchmark 'mgms'; it is one of"),
-        ({"dtype": "int8"}, "compared: dtype='int8'; it is float32 or bfloat16"),
-        ({"batch_size": 0}, "compared: batch_size=0; expected at least 1"),
+        ({"systems": {}}, "compared.systems: no systems to compare"),
+        (
+            {"systems": {"model": "nowhere"}},
+            "compared.systems.model='nowhere' is neither a stage",
+        ),
+        ({"benchmark": "mgms"}, "compared.benchmark: unknown benchmark 'mgms'; it is one of"),
+        ({"dtype": "int8"}, "compared.dtype='int8'; it is float32 or bfloat16"),
+        ({"batch_size": 0}, "compared.batch_size=0; expected at least 1"),
         ({"layers": (3,)}, "compared, model: the model has no layer 3; it has 0"),
         ({"pca_layer": -4}, "compared, model: the model has no layer -4; it has 0"),
         ({"questions": {"languages": ("de", "fr")}}, "word_problems: expected parallel .* de fr"),
@@ -104,10 +107,8 @@ def test_a_model_with_fewer_rows_than_the_tokenizer_has_pieces_is_refused(tokeni
     params = init_params(config, jax.random.key(0))
     save_model(tmp_path / "few", Model(config, execution, params, tokenizer, "short"))
     config = compared(str(tmp_path / "few"), tmp_path)
-    with pytest.raises(
-        ValueError, match="compared, model: the tokenizer has 420 pieces, the model"
-    ):
-        Recipe(config, tmp_path / "run").prepare()
+    with pytest.raises(ValueError, match=r"compared\.systems\.model: the tokenizer has 420 pieces"):
+        Recipe(config, tmp_path / "run")
 
 
 def test_a_mesh_that_does_not_divide_a_model_is_found_before_the_run(model_folder, tmp_path):
@@ -183,9 +184,9 @@ def test_data_scale_counts_pairs_by_number_or_by_training_stage(evaluation, tmp_
 @pytest.mark.parametrize(
     ("pairs", "message"),
     [
-        ({}, "read: no systems to compare"),
-        ({"base": -1}, "read.systems.base: -1 pairs; expected 0 or more"),
-        ({"base": 0}, "read: none of the systems was trained on pairs"),
+        ({}, "read.systems: no systems to compare"),
+        ({"base": -1}, "read.systems.base=-1; expected from 0"),
+        ({"base": 0}, "read.systems: none of the systems was trained on pairs"),
         ({"best": 3}, "read: no results of 'best'; there are base, tuned, numbers_only"),
         ({"base": "/"}, "packing.json is missing; / has trained on no examples"),
     ],

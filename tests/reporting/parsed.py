@@ -2,7 +2,7 @@
 
 import html.parser
 
-VOID = ("br", "img", "meta")
+VOID = ("br", "img", "input", "meta")
 
 
 class Parsed(html.parser.HTMLParser):

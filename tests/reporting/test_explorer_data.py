@@ -65,8 +65,8 @@ def test_a_torn_line_and_an_answer_to_come_are_left_open(tmp_path):
     ("text", "message"),
     [
         ('{"header": {}}\n{"id": "1", \n{"id": "2"}\n', "en.jsonl:2: not JSON"),
-        ('{"header": {}}\n{"id": "1", "question": "?"}\n', "en.jsonl:2: expected a line with id"),
-        ('{"id": "1"}\n', "en.jsonl:1: expected a line with header"),
+        ('{"header": {}}\n{"id": "1", "question": "?"}\n', "en.jsonl:2: .*expected an object with"),
+        ('{"id": "1"}\n', "en.jsonl:1: .*expected an object with 'header'"),
     ],
 )
 def test_a_damaged_line_is_named(tmp_path, text, message):
@@ -80,7 +80,7 @@ def test_a_damaged_line_is_named(tmp_path, text, message):
 def test_a_trace_of_unequal_columns_is_refused(tmp_path):
     columns = trace(["7"]) | {"moved": []}
     write_answers(tmp_path / "stage" / "base" / "mgsm" / "en.jsonl", line_of(trace=columns))
-    with pytest.raises(ValueError, match=r"en.jsonl:2: expected a trace with lists of one length"):
+    with pytest.raises(ValueError, match=r"en.jsonl:2: a trace's columns have"):
         explorer.section(epath.Path(tmp_path), ["stage"])
 
 

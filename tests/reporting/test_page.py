@@ -154,7 +154,9 @@ def test_what_is_no_run_is_refused(tmp_path):
 @pytest.mark.parametrize("systems", [[1], {"base": 5}, {"base": {"mgsm": [3]}}])
 def test_results_of_another_shape_are_refused(systems, tmp_path):
     write_jsonl(tmp_path / "evaluation" / "results.json", [{"systems": systems}])
-    with pytest.raises(ValueError, match=r"results\.json: expected systems, their benchmarks"):
+    with pytest.raises(
+        ValueError, match=r"results\.json: systems.* is .*; expected an object; delete"
+    ):
         page.write(tmp_path)
 
 
@@ -165,7 +167,7 @@ def test_damaged_files_of_a_stage_are_named(workdir):
         page.write(workdir)
     metrics.unlink()
     (workdir / "evaluation" / "results.json").write_text("[]")
-    with pytest.raises(ValueError, match=r"results\.json: expected an object, found list; delete"):
+    with pytest.raises(ValueError, match=r"results\.json: expected an object, found .*; delete"):
         page.write(workdir)
 
 

@@ -4,11 +4,11 @@ import collections
 import dataclasses
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
-from qalign_jax.data.examples import load_examples
+from qalign_jax.data.examples import check_source, load_examples
 from qalign_jax.evaluation.protocols import number
 
 
@@ -46,13 +46,9 @@ class Benchmark:
         Raises:
           ValueError: a language that the benchmark does not have, or unreadable files.
         """
-        languages = tuple(languages) or self.averaged
-        self.check_languages(languages)
-        if len(set(languages)) < len(languages):
-            raise ValueError(f"languages={languages} names one twice; name each once")
         if limit < 0:
             raise ValueError(f"limit={limit}: give 0 for all problems or a number above 0")
-        source = {"name": self.name, "path": path, "languages": languages, **options}
+        source = self._source(path, languages, options)
         examples = load_examples(source, data_dir, self.builder)
         by_language = collections.defaultdict(list)
         for index in range(len(examples)):
@@ -61,8 +57,21 @@ class Benchmark:
                 problem["choices"] = json.loads(problem["choices"])
             by_language[problem["language"]].append(problem)
         return [
-            problem for language in languages for problem in by_language[language][: limit or None]
+            problem
+            for language in source["languages"]
+            for problem in by_language[language][: limit or None]
         ]
+
+    def check(self, path: str, languages: Sequence[str], limit: int = 0, **options: Any) -> None:
+        """Raises a ValueError for languages, files and options that there are not (see `load`)."""
+        check_source(self._source(path, languages, options), self.builder)
+
+    def _source(self, path: str, languages: Sequence[str], options: Mapping[str, Any]) -> dict:
+        languages = tuple(languages) or self.averaged
+        self.check_languages(languages)
+        if len(set(languages)) < len(languages):
+            raise ValueError(f"languages={languages} names one twice; name each once")
+        return {"name": self.name, "path": path, "languages": languages, **options}
 
     def check_languages(self, languages: Sequence[str]) -> None:
         """Raises ValueError for languages that the benchmark does not have."""

@@ -33,7 +33,8 @@ class XCOPA(base.ExamplesBuilder):
     def read(cls, config):
         for language, path in config.paths.items():
             for number, where, row in inputs.read_objects(path):
-                asked, label = row.get("question"), row.get("label")
+                asked = inputs.text_field(row, ("question",), where)
+                label = inputs.text_field(row, ("label",), where)
                 if asked not in _ASKED or label not in ("0", "1"):  # numbers as the file wrote them
                     raise ValueError(
                         f"{where}: question={asked!r}, label={label!r}; expected cause or effect, "
