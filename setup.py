@@ -29,29 +29,31 @@ setuptools.setup(
             "py.typed",
         ]
     },
-    install_requires=[
-        "absl-py",
-        "etils",
+    install_requires=[  # .ci/oldest_versions installs the lower bounds
+        "absl-py>=2.1",
+        "etils>=1.13",  # before it, is_file() of what does not exist is True
         "flax>=0.12.2",  # before it, nn.remat needs a jax older than 0.10
-        "gcsfs",
+        "fsspec>=2024.2.0",
+        "gcsfs>=2024.2",
+        "google-cloud-storage>=2.16",  # gcsfs requires it too
         "grain>=0.2.12",
-        "importlib_resources",  # imported by tensorflow-datasets, which does not declare it
+        "importlib_resources>=6.0",  # imported by tensorflow-datasets, which does not declare it
         "jax>=0.10",
-        "jinja2",
-        "matplotlib",
-        "ml-collections",
-        "numpy",
+        "jinja2>=3.1",
+        "matplotlib>=3.9",
+        "ml-collections>=1.1",  # before it, a key that does not parse is not named
+        "numpy>=2.0",
         "optax>=0.2.6",
         "orbax-checkpoint>=0.12.8",
         "py3langid>=0.4",
-        "safetensors",
+        "safetensors>=0.4.3",
         "scipy>=1.15",
-        "sentencepiece",
-        "sympy",
-        "tensorboardX",
+        "sentencepiece>=0.2",
+        "sympy>=1.13",
+        "tensorboardX>=2.6.2",
         "tensorflow-datasets>=4.9.10",
-        "tokenizers",
-        "tqdm",
+        "tokenizers>=0.22.1",
+        "tqdm>=4.66",
         "transformers>=5",
     ],
     extras_require={

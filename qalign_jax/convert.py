@@ -9,13 +9,13 @@ run leaves, and the other way round. Every command takes either, so a conversion
 merge a LoRA adapter, to read a large model faster, and to export.
 """
 
+import contextlib
 import math
 import os
 import re
-import socket
+from collections.abc import Iterator
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from absl import flags
 from etils import epath
@@ -35,14 +35,15 @@ from qalign_jax.checkpoints.model import (
 from qalign_jax.checkpoints.record import Record, write_record
 from qalign_jax.checkpoints.safetensors import TensorFiles
 from qalign_jax.data.tokenizer import load_tokenizer
+from qalign_jax.faults import checksums, lock, storage
 from qalign_jax.parallel.mesh import make_mesh
 from qalign_jax.reporting import model_card
 
-# The content of UNFINISHED in a target that is being written: the process that writes it.
-_OWNER = f"{socket.gethostname()} {os.getpid()}"
+_LOCK = "conversion.lock"
 _WRITTEN = re.compile(
     rf"{UNFINISHED}|model.*\.safetensors|model\.safetensors\.index\.json|(generation_)?config\.json|"
-    r"tokenizer.*|special_tokens_map\.json|README\.md|model\.json|stage\.json|checkpoints"
+    r"tokenizer.*|special_tokens_map\.json|README\.md|model\.json|stage\.json|checkpoints|SHA256SUMS|"
+    r"\..+\.\d+"  # what files.write_bytes leaves when it is killed
 )
 
 
@@ -70,28 +71,29 @@ def convert(
 
     Raises:
       ValueError: before any device is used: no model, a damaged one, or a target that exists.
+      StorageFailed: there is no space for the target; nothing of it is left.
     """
     source, target = files.absolute(source), files.absolute(target)
-    _check_target(source, target)
+    if source == target or source in target.parents or target in source.parents:
+        raise ValueError(f"--target={target} and --source={source} lie in each other")
+    _check_target(target)
+    if (target / UNFINISHED).exists():
+        with _held(target):
+            pass  # now and not when the source is read, which takes long
     imports = hf_config.is_hf_directory(source)
     if adapter and not imports:
         raise ValueError(f"--adapter: {source} is no Hugging Face directory to merge it into")
     if imports:
         sources, model = _read(source, adapter and files.absolute(adapter), dtype, mesh)
-        _check_finite(model)
-        _begin(target)
-        save_model(target, model)
-        write_record(target, Record({}, sources))
+        with _begun(target):
+            save_model(target, model)
+            write_record(target, Record({}, sources))
     else:
         devices = make_mesh(mesh, jax.local_devices())
         model = load_model(source, mesh=devices, param_dtype=dtype or STORED)
         tokenizer_files = model.tokenizer.hugging_face_files()
-        _check_finite(model)
-        _begin(target)
-        _export(model, tokenizer_files, stage_and_step(source), target, shard_bytes)
-    if (target / UNFINISHED).read_text() != _OWNER:
-        raise ValueError(f"{target}: another conversion wrote there too; convert once more")
-    (target / UNFINISHED).unlink()
+        with _begun(target):
+            _export(model, tokenizer_files, stage_and_step(source), target, shard_bytes)
     stored = _dtype(model)
     return {
         "source": os.fspath(source),
@@ -117,13 +119,13 @@ def _read(source, adapter, dtype: DTypeLike | None, mesh: str) -> tuple[dict, Mo
 
 
 def _export(model: Model, tokenizer_files, trained, target, shard_bytes: int) -> None:
-    """Writes all that `from_pretrained` reads; config.json last, so that half is not a model."""
+    """Writes all that `from_pretrained` reads; config.json behind it, so that half is no model."""
     config, tokenizer, dtype = model.config, model.tokenizer, _dtype(model)
     stage_dir, step = trained
     for name, content in tokenizer_files.items():
-        (target / name).write_bytes(content)
+        files.write_bytes(target / name, content)
     card = model_card.text(stage_dir, step, config, target.name, dtype.name, model.template)
-    (target / "README.md").write_text(card)
+    files.write_text(target / "README.md", card)
     shapes = hf_weights.tensor_shapes(config)
     tensors = hf_weights.tensors_of(model.params, config)
     safetensors.write_files(target, tensors, shapes, dtype, shard_bytes)
@@ -131,62 +133,54 @@ def _export(model: Model, tokenizer_files, trained, target, shard_bytes: int) ->
     files.write_json(target / "generation_config.json", {"do_sample": False} | ends, indent=2)
     content = hf_config.config_json(config, dtype, tokenizer, model.template)
     files.write_json(target / "config.json", content, indent=2)
+    # the model card is to be edited
+    checksums.write_sums(target, besides=("README.md", UNFINISHED, _LOCK))
 
 
 def _dtype(model: Model) -> np.dtype:
     return np.dtype(jax.tree.leaves(model.params)[0].dtype)
 
 
-def _check_finite(model: Model) -> None:
-    is_finite = jax.jit(
-        lambda array: jnp.isfinite(array).all()
-    )  # one pass, without a mask in memory
-    for path, leaf in jax.tree_util.tree_leaves_with_path(model.params):
-        if not is_finite(leaf):
-            name = "/".join(part.key for part in path)
-            raise ValueError(
-                f"{name} holds values that are not finite in {leaf.dtype}; "
-                "float16 ends at 65,504, take bfloat16 or float32, or mend the source"
-            )
-
-
-def _check_target(source: epath.Path, target: epath.Path) -> None:
-    if source == target or source in target.parents or target in source.parents:
-        raise ValueError(f"--target={target} and --source={source} lie in each other")
-    occupied = target.exists() and (not target.is_dir() or any(target.iterdir()))
-    if not occupied:
-        return
-    if not (target / UNFINISHED).exists():
+def _check_target(target: epath.Path) -> None:
+    """Raises a ValueError unless the target is free, or that of an unfinished conversion."""
+    if target.exists() and not target.is_dir():
         raise ValueError(f"--target={target} is there already; name another folder")
-    host, _, process = (target / UNFINISHED).read_text().partition(" ")
-    if host == socket.gethostname() and process.isdigit() and _is_alive(int(process)):
-        raise ValueError(f"--target={target}: another conversion (process {process}) writes there")
-    strange = [path.name for path in target.iterdir() if not _WRITTEN.fullmatch(path.name)]
-    if strange:
+    names = {path.name for path in target.iterdir()} if target.exists() else set()
+    if names - {_LOCK} and UNFINISHED not in names:
+        raise ValueError(f"--target={target} is there already; name another folder")
+    if strange := sorted(name for name in names - {_LOCK} if not _WRITTEN.fullmatch(name)):
         raise ValueError(
             f"--target={target} is an unfinished conversion that holds {strange[0]!r}, which no "
             "conversion writes; name another folder"
         )
 
 
-def _begin(target: epath.Path) -> None:
-    try:
-        if (target / UNFINISHED).exists():
-            target.rmtree()  # it holds what conversions write, and nothing else
-        target.mkdir(parents=True, exist_ok=True)
-        (target / UNFINISHED).write_text(_OWNER)
-    except OSError as error:
-        raise ValueError(f"--target={target}: cannot be written ({error.strerror})") from None
+def _held(target: epath.Path) -> contextlib.AbstractContextManager[None]:
+    return lock.hold(target / _LOCK, "name another folder, or wait for that conversion to end")
 
 
-def _is_alive(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    return process != os.getpid()
+@contextlib.contextmanager
+def _begun(target: epath.Path) -> Iterator[None]:
+    """Marks the target as unfinished while the context is open, and for good where it fails."""
+    with storage.writing(target), _held(target):
+        _check_target(target)  # again: nobody else can write there from now on
+        (target / UNFINISHED).touch()
+        _clear(target)
+        try:
+            with storage.writing(target):
+                yield
+        except storage.StorageFailed:
+            _clear(target)
+            (target / UNFINISHED).unlink(missing_ok=True)
+            raise
+        (target / UNFINISHED).unlink(missing_ok=True)
+
+
+def _clear(target: epath.Path) -> None:
+    """Removes what an unfinished conversion has written."""
+    for path in target.iterdir():
+        if path.name not in (_LOCK, UNFINISHED):
+            path.rmtree() if path.is_dir() else path.unlink(missing_ok=True)
 
 
 def define_flags() -> None:

@@ -23,13 +23,14 @@ from typing import Any
 from absl import flags
 from etils import epath
 
-from qalign_jax import cli, files
+from qalign_jax import cli, files, schema
 from qalign_jax.checkpoints.model import fingerprint
 from qalign_jax.data.prompts import render, template_text
 from qalign_jax.decoding.sampling import Sampling
 from qalign_jax.decoding.system import System
 from qalign_jax.decoding.trace import Trace
 from qalign_jax.evaluation.records import AnswerFile
+from qalign_jax.faults import lock
 from qalign_jax.parallel.mesh import make_mesh
 from qalign_jax.progress import Progress
 
@@ -87,6 +88,12 @@ def generate(
     """
     _check_files(prompts, output, trace)
     rows = read_prompts(prompts)
+    remedy = "name another --output, or wait for it to end"
+    with lock.hold(f"{os.fspath(output)}.lock", remedy):
+        return _generate(request, rows, output, trace)
+
+
+def _generate(request: Request, rows: list[dict[str, Any]], output, trace) -> dict[str, Any]:
     mesh = make_mesh(request.mesh) if request.mesh else None
     system = System.load(
         request.directories, alpha=request.alpha, mesh=mesh, dtype=request.dtype or None
@@ -94,7 +101,8 @@ def generate(
     tokenizer, template = system.tokenizer, request.template or system.template
     ids = system.encode([_prompt(row, template) for row in rows])
     answers = AnswerFile(f"{os.fspath(output)}.partial", _header(request, ids, bool(trace)))
-    answers.read()
+    vocab_size = max(model.config.vocab_size for model in system.models)
+    answers.read(shapes_of_answers(vocab_size, bool(trace)))
     engine = system.engine(
         mesh=mesh, slots=request.slots, sampling=request.sampling, trace=bool(trace)
     )
@@ -126,13 +134,19 @@ def generate(
     files.write_json_lines(output, lines)
     if trace:
         files.write_json_lines(trace, traces)
-    answers.path.unlink()
+    answers.path.unlink(missing_ok=True)
     return {
         "prompts": len(rows),
         "tokens": total,
         "seconds": round(seconds, 3),
         "tokens_per_second": round(decoded / seconds, 1),
     }
+
+
+def shapes_of_answers(vocab_size: int, traced: bool) -> dict[str, Any]:
+    """The shapes of what answers that are kept for a restart must have."""
+    needed: dict[str, Any] = {"tokens": [schema.whole(0, vocab_size - 1)]}
+    return needed | {"trace": schema.ANYTHING} if traced else needed
 
 
 def read_prompts(path: str | os.PathLike) -> list[dict[str, Any]]:
@@ -172,8 +186,7 @@ def _check_files(prompts, output, trace) -> None:
             continue
         if (absolute := os.path.abspath(path)) in taken:
             raise ValueError(f"--{flag}={path} is {taken[absolute]}; give it another name")
-        if epath.Path(path).is_dir():
-            raise ValueError(f"--{flag}={path} is a folder; name a file")
+        files.check_output(path, flag)
         taken[absolute] = f"the file of --{flag}"
 
 

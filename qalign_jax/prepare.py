@@ -28,16 +28,17 @@ def prepare(
 
     Raises:
       ValueError: a recipe that cannot run, or data that cannot be read.
+      StorageFailed: there is no space for the data.
     """
-    from qalign_jax.recipe.recipe import Recipe
-    from qalign_jax.recipe.stages.base import choose, read_stages
+    from qalign_jax.recipe.recipe import Recipe, folder_of
 
-    workdir, all_stages = os.fspath(workdir) or f"runs/{config.name}", read_stages(config)
-    choose(all_stages, stages)  # raises on a wrong name before any work
-    first = [stage.name for stage in all_stages.values() if not stage.USES_DEVICES]
+    workdir = folder_of(config, workdir)
+    recipe = Recipe(config, workdir, stages, on_devices=False)
+    first = [stage.name for stage in recipe.stages.values() if not stage.USES_DEVICES]
     if first:
-        Recipe(config, workdir, first).run()
-    return {"workdir": workdir, "stages": Recipe(config, workdir, stages).prepare()}
+        with recipe.workdir.held():
+            Recipe(config, workdir, first, on_devices=False).run()
+    return {"workdir": workdir, "stages": recipe.prepare()}
 
 
 def define_flags() -> None:

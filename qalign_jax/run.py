@@ -42,6 +42,12 @@ def define_flags() -> None:
         "Seconds to wait at the start for the processes of the other hosts.",
         lower_bound=1,
     )
+    flags.DEFINE_integer(
+        "hang_timeout_s",
+        barrier.HANG_TIMEOUT_S,
+        "Seconds without a sign of life after which a process counts as hung, and ends all.",
+        lower_bound=1,
+    )
 
 
 def _command(argv: list[str]) -> dict[str, Any]:
@@ -50,7 +56,8 @@ def _command(argv: list[str]) -> dict[str, Any]:
     from qalign_jax.recipe.recipe import run
 
     values = flags.FLAGS
-    hosts.initialize(values.coordinator, values.processes, values.process, values.join_timeout_s)
+    cluster = values.coordinator, values.processes, values.process
+    hosts.initialize(*cluster, values.join_timeout_s, values.hang_timeout_s)
     outcome = run(values.config, values.workdir, values.stages, values.profile)
     if outcome["report"] and outcome["systems"]:
         from qalign_jax.reporting import tables

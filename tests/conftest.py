@@ -15,19 +15,35 @@ os.environ["XLA_FLAGS"] = (
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import filelock
+import fsspec
 import pytest
 
 from qalign_jax.data.tokenizer import load_tokenizer, train_sentencepiece
 from qalign_jax.sandbox.pool import Sandbox
 from tests.commands import Ended, run_commands
+from tests.faults.gcs import Storage
 from tests.files import QUESTIONS
+
+# In the environment of the demo's run: none of them may be found in what it leaves.
+SECRETS = {
+    name: f"planted-{number}-S3cr3t"
+    for number, name in enumerate(
+        ("HF_TOKEN", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "OPENAI_API_KEY",
+         "GOOGLE_APPLICATION_CREDENTIALS", "WANDB_API_KEY", "GITHUB_TOKEN", "DATABASE_PASSWORD")
+    )
+}  # fmt: skip
+
+
+# The files that take minutes come first: the last one would leave the other processes idle.
+LONGEST = ("test_readmes.py", "test_run.py", "test_fits.py")
 
 
 def pytest_collection_modifyitems(config, items):
-    """Deselects the release tests unless -m names them.
+    """Puts the longest files first, and deselects the release tests unless -m names them.
 
     An -m in addopts would not suffice: -m on the command line replaces it.
     """
+    items.sort(key=lambda item: item.path.name not in LONGEST)
     if "release" not in config.option.markexpr:
         left_out = [item for item in items if item.get_closest_marker("release")]
         config.hook.pytest_deselected(items=left_out)
@@ -57,14 +73,17 @@ def bubblewrap():
 
 @pytest.fixture(scope="session")
 def demo(tmp_path_factory):
-    """How the demo ended, shortened: one run for all test processes, to read and not to change."""
+    """How the demo ended, shortened: one run for all test processes, to read and not to change.
+
+    SECRETS were in its environment.
+    """
     folder = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
         folder = folder.parent
     with filelock.FileLock(folder / "demo.lock"):
         if not (folder / "demo").exists():
             case = ("run", "--config.fast=True", f"--config.cache_dir={folder / 'demo_cache'}")
-            [ended] = run_commands([case], folder, together="demo").values()
+            [ended] = run_commands([case], folder, together="demo", **SECRETS).values()
             (folder / "demo.json").write_text(json.dumps(ended, default=str))
         status, stdout, stderr, place = json.loads((folder / "demo.json").read_text())
     assert status == 0, stderr
@@ -87,3 +106,21 @@ def model_file(texts, tmp_path_factory):
 @pytest.fixture(scope="session")
 def tokenizer(model_file):
     return load_tokenizer(model_file)
+
+
+@pytest.fixture(scope="session")
+def _storage():
+    """One server a process: TensorStore reads its address once."""
+    with Storage() as storage, pytest.MonkeyPatch.context() as patch:
+        for name, value in storage.environment.items():
+            patch.setenv(name, value)
+        fsspec.config.set_conf_env(fsspec.config.conf)
+        yield storage
+
+
+@pytest.fixture
+def storage(_storage):
+    """An empty object store for gs:// paths, in this process and in those that a test starts."""
+    _storage.reset()
+    yield _storage
+    _storage.reset()

@@ -173,9 +173,17 @@ def test_overrides_change_a_recipe_as_the_command_line_does():
 @pytest.mark.parametrize(
     ("recipe", "overrides", "message"),
     [
-        ("configs/demo.py", {"evaluation.nope": 1}, "the recipe has no key .*nope.* to override"),
-        ("configs/demo.py", {"seed": 1.5}, "config.seed=1.5: invalid literal for int"),
-        ("configs/demo.py", {"pretraining.lr": "much"}, "could not convert string to float"),
+        (
+            "configs/demo.py",
+            {"evaluation.nope": 1},
+            "evaluation.nope=1: the recipe has no such",
+        ),
+        ("configs/demo.py", {"seed": 1.5}, "config.seed=1.5; expected a whole number"),
+        (
+            "configs/demo.py",
+            {"pretraining.lr": "much"},
+            "pretraining.lr=much; expected a number",
+        ),
         ("configs/demo.py", {"a b": 1}, "Could not parse 'a b'"),
         ("configs/demo.py:nope", {}, "the demo's argument is one of control"),
         ("configs/nope.py", {}, "there is no file configs/nope.py"),
@@ -211,7 +219,7 @@ def test_a_recipe_in_memory_is_fitted_where_the_environment_describes_a_tpu(monk
         qalign_jax.fits(config, "v5e-4", stages=["nope"])
     with pytest.raises(ValueError, match="no slice 'v9-4'; the chips are v4"):
         qalign_jax.fits("configs/demo.py", "v9-4", overrides={"seed": 1}, suggest=False)
-    with pytest.raises(ValueError, match=r"the recipe has no key .*nope.* to override"):
+    with pytest.raises(ValueError, match=r"nope=1: the recipe has no such"):
         qalign_jax.fits("configs/demo.py", "v5e-4", overrides={"nope": 1})
 
 

@@ -2,7 +2,6 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
 
@@ -18,6 +17,7 @@ from qalign_jax.checkpoints import hf_config
 from qalign_jax.checkpoints.model import load_model
 from qalign_jax.checkpoints.safetensors import TensorFiles
 from qalign_jax.convert import UNFINISHED, convert
+from qalign_jax.faults import lock
 from qalign_jax.generate import Request, generate
 from qalign_jax.parallel.mesh import make_mesh
 from qalign_jax.recipe.recipe import Recipe
@@ -157,7 +157,7 @@ def test_half_an_export_is_no_model_and_is_written_anew(tmp_path, model_file, mo
     (back / "model-00001-of-00009.safetensors").write_text("of another sharding")
     convert(ours, back)
     assert {file.name for file in back.iterdir()} == {
-        "README.md", "config.json", "generation_config.json", "model.safetensors",
+        "README.md", "SHA256SUMS", "config.json", "generation_config.json", "model.safetensors",
         "tokenizer.json", "tokenizer.model", "tokenizer_config.json",
     }  # fmt: skip
     assert_same_tensors(theirs, back)
@@ -177,10 +177,11 @@ def test_a_target_that_another_conversion_writes_is_left_to_it(tmp_path, model_f
     theirs, target = tmp_path / "theirs", tmp_path / "target"
     save("llama2_7b", theirs, model_file)
     target.mkdir()
-    (target / UNFINISHED).write_text(f"{socket.gethostname()} {os.getppid()}")
-    with pytest.raises(ValueError, match="another conversion"):
+    (target / UNFINISHED).touch()
+    held = rf"conversion\.lock is held by process {os.getpid()} on .*; name another folder"
+    with lock.hold(target / "conversion.lock", ""), pytest.raises(ValueError, match=held):
         convert(theirs, target)
-    (target / UNFINISHED).write_text(f"{socket.gethostname()} 999999999")  # no such process
+    (target / "conversion.lock").touch()  # left by a process that was killed
     (target / "notes.txt").write_text("mine")
     with pytest.raises(ValueError, match=r"holds 'notes\.txt', which no conversion writes"):
         convert(theirs, target)
@@ -202,7 +203,9 @@ def test_values_that_a_dtype_cannot_hold_are_refused_by_name(tmp_path, model_fil
     tensors["model.layers.1.mlp.up_proj.weight"][3, 4] = 1e6
     safetensors.numpy.save_file(tensors, theirs / "model.safetensors")
     convert(theirs, tmp_path / "wide", dtype="bfloat16")
-    with pytest.raises(ValueError, match="layers/mlp/up holds values that are not finite"):
+    with pytest.raises(
+        ValueError, match=r"layers/mlp/up \(float16\) holds values that are not finite"
+    ):
         convert(theirs, tmp_path / "narrow", dtype="float16")
     assert not (tmp_path / "narrow").exists()
 

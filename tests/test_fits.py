@@ -159,7 +159,7 @@ def test_bad_requests_end_before_anything_is_compiled(tiny):
     ]:
         changed = tiny.copy_and_resolve_references()
         changed.question_alignment[key] = value
-        message = message and f"question_alignment: {message}"
+        message = message and f"question_alignment(.|: ){message}"
         with pytest.raises(ValueError, match=message or "which does not come before it"):
             fits(changed, v5e)
     with pytest.raises(

@@ -300,3 +300,38 @@ def test_answers_kept_without_a_trace_are_refused_with_one(stages, prompts, tmp_
         generate(request, prompts, output)
     with pytest.raises(ValueError, match=r"trace was \(absent\), is true. Delete that file"):
         generate(request, prompts, output, tmp_path / "trace.jsonl")
+
+
+DAMAGES = {
+    "no tokens": {"tokens": None},
+    "tokens as text": {"tokens": "12"},
+    "a number of tokens": {"tokens": 12},
+    "a token that is none": {"tokens": [1, 2.5]},
+    "an id above the vocabulary": {"tokens": [CONFIG.vocab_size]},
+    "an id below it": {"tokens": [-1]},
+    "an id as large as can be": {"tokens": [10**18]},
+    "another id": {"id": 1},
+    "columns of unequal length": {"trace": {"text": ["a"]}},
+}
+
+
+@pytest.mark.parametrize("case", DAMAGES)
+def test_answers_that_were_changed_by_hand_are_refused_by_their_line(
+    case, stages, prompts, tmp_path, monkeypatch
+):
+    request = Request(stages[0], max_new_tokens=NEW)
+    output, trace = tmp_path / "answers.jsonl", tmp_path / "trace.jsonl"
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        interrupt_once(patched)
+        generate(request, prompts, output, trace)
+    partial = tmp_path / "answers.jsonl.partial"
+    rows = read(partial)
+    damage = DAMAGES[case]
+    for key, value in damage.items():
+        rows[-1][key] = rows[-1][key] | value if isinstance(value, dict) else value
+    write(partial, rows)
+    with pytest.raises(
+        ValueError, match=rf"answers\.jsonl\.partial:{len(rows)}: .*; delete the line"
+    ):
+        generate(request, prompts, output, trace)
+    assert not output.exists()

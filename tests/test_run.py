@@ -19,12 +19,17 @@ MISTAKES = [
     (("--config.seed=abc",), "abc"),
     ((f"--config={BROKEN}",), f"{BROKEN}:5: the recipe raised KeyError('deep')"),
     (("stage",), "unexpected argument 'stage'"),
-    (("--config=configs/math_cot.py:tiny",), "--config.tokenizer must name"),
+    (("--config.tokenizer=",), "--config.tokenizer must name"),
     (("--stages=nothing",), "no stage 'nothing'"),
     (("--coordinator=localhost:1", "--processes=2", "--process=2"), "--process=2"),
     (("--processes=2", "--process=1"), "need --coordinator=HOST:PORT"),
     (("--coordinator=localhost", "--processes=2"), "must be HOST:PORT"),
 ]
+SEVERAL = (
+    "--config.seed=abc", "--config.fast=maybe", "--config.nope=1", "--config.pretraining.lr=-1",
+    "--config.evaluation.slots=0", "--config.mesh=fsdp:x",
+)  # fmt: skip
+TWICE = ("--config.stages=one", "--config.stages=two")
 HELP = [
     ("run", "--config"),
     ("prepare", "--config"),
@@ -39,6 +44,7 @@ HELP = [
 @pytest.fixture(scope="module")
 def ended(tmp_path_factory):
     cases = [("run", *arguments) for arguments, _ in MISTAKES]
+    cases += [("run", *SEVERAL), ("run", *TWICE)]
     cases += [(module, "--help") for module, _ in HELP]
     return run_commands(cases, tmp_path_factory.mktemp("commands"))
 
@@ -48,8 +54,28 @@ def test_a_mistake_exits_with_2_and_one_line(arguments, message, ended):
     status, _, stderr, folder = ended["run", *arguments]
     assert status == 2, stderr
     (line,) = [line for line in stderr.splitlines() if line.startswith("error:")]
-    assert message in line and "Traceback" not in stderr
+    assert message in stderr[stderr.index(line) :] and "Traceback" not in stderr
     assert folder.is_dir() and not (folder / "runs").exists()
+
+
+def test_several_mistakes_exit_with_2_and_a_line_each(ended):
+    status, stdout, stderr, folder = ended["run", *SEVERAL]
+    assert (status, stdout) == (2, "") and not list(folder.iterdir())
+    assert stderr.splitlines() == [
+        "error: 6 mistakes",
+        "  1. --config.seed=abc; expected a whole number",
+        "  2. --config.fast=maybe; expected True or False",
+        "  3. --config.nope=1: the recipe has no such key (see its file)",
+        "  4. mesh: mesh 'fsdp:x': bad size 'x' of fsdp; expected something like "
+        "'data:1,fsdp:-1,tensor:2'",
+        "  5. pretraining.lr=-1.0; expected at least 0",
+        "  6. evaluation.slots=0; expected at least 1",
+    ]
+
+
+def test_of_an_override_that_is_given_twice_the_last_counts(ended):
+    status, _, stderr, _ = ended["run", *TWICE]
+    assert status == 2 and "no stage 'two' is described" in stderr and "one" not in stderr.split()
 
 
 @pytest.mark.parametrize("module, flag", HELP)
@@ -101,6 +127,12 @@ def test_the_demos_in_code_and_in_multiple_choice_run_shortened(arg, tmp_path, b
     [result] = outcome["systems"]["qalign"].values()
     assert result["versus"]["baseline"] == "ralign"
     assert ("likelihood" in result) == (arg == "choice")
+
+
+@pytest.mark.release
+def test_the_oldest_versions_that_setup_py_claims_pass_tests_and_run_the_demo():
+    root = pathlib.Path(__file__).resolve().parents[1]
+    subprocess.run([root / ".ci/oldest_versions"], check=True)
 
 
 @pytest.mark.slow

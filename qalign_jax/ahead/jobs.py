@@ -5,6 +5,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from qalign_jax import mistakes
 from qalign_jax.ahead.compile import Compiled, compile_decoding, compile_training
 from qalign_jax.data.batches import nearest_rows
 from qalign_jax.decoding.combine import combination
@@ -49,19 +50,23 @@ class TrainingJob:
 
     def check(self, devices: Sequence[Any]) -> None:
         """Raises a ValueError where devices, mesh, rows and model do not fit each other."""
-        longest = self.model.config.max_length
+        longest, found = self.model.config.max_length, []
         if self.length > longest:
-            raise ValueError(f"length={self.length} is more than the model's {longest}")
-        mesh = make_mesh(self.mesh, devices)
+            found.append(f"length={self.length} is more than the model's {longest}")
+        try:
+            mesh = make_mesh(self.mesh, devices)
+        except ValueError as error:
+            raise mistakes.Mistakes([*found, str(error)]) from None
         multiple, tensor = rows_multiple(mesh, self.micro_batches), mesh.shape["tensor"]
         if self.rows % multiple:
-            raise ValueError(
+            found.append(
                 f"rows={self.rows} must be a multiple of {multiple}, the parts that the mesh and "
                 f"micro_batches={self.micro_batches} split it in"
             )
         if self.length % tensor:
-            raise ValueError(f"length={self.length} must be a multiple of tensor:{tensor}")
-        make_train_step(self.model, self.optimizer, mesh, self.micro_batches)
+            found.append(f"length={self.length} must be a multiple of tensor:{tensor}")
+        program = (self.model, self.optimizer, mesh, self.micro_batches)
+        mistakes.refuse(found + mistakes.of("", make_train_step, *program))
 
     def asked(self, where: Slice) -> dict:
         """The settings that are compiled, for the report."""
@@ -158,12 +163,10 @@ Job = TrainingJob | DecodingJob
 
 
 def check_jobs(stage: str, jobs: Mapping[str, Job], devices: Sequence[Any]) -> None:
-    """Raises a ValueError that names the stage where one of its jobs does not fit the devices."""
-    for job in jobs.values():
-        try:
-            job.check(devices)
-        except ValueError as error:
-            raise ValueError(f"{stage}: {error}") from None
+    """Raises a ValueError that names the stage and all that does not fit the devices."""
+    mistakes.refuse(
+        line for job in jobs.values() for line in mistakes.of(f"{stage}: ", job.check, devices)
+    )
 
 
 def meshes(where: Slice, model: LlamaConfig) -> list[str]:

@@ -10,10 +10,14 @@ from typing import Any
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
+from ml_collections.config_flags import config_path
+
+from qalign_jax import mistakes
 
 DEFAULT = "configs/demo.py"
 # What absl and ml_collections raise over a recipe, its argument or an override.
 MISTAKES = (AttributeError, KeyError, TypeError, ValueError, flags.Error)
+_EXPECTED = {bool: "True or False", int: "a whole number", float: "a number"}
 
 
 def find(path: str) -> str:
@@ -45,19 +49,48 @@ def read(recipe: str | ConfigDict, overrides: Mapping[str, Any]) -> ConfigDict:
         not changed.
 
     Raises:
-      ValueError: a file, a key or an argument that does not exist, or a value of another type.
+      ValueError: a file or an argument that does not exist; all keys that do not exist or get a
+        value of another type.
     """
-    values = flags.FlagValues()
-    line = ["recipe", *arguments(overrides)]
+    if not isinstance(recipe, str | ConfigDict):
+        raise ValueError(
+            f"config={recipe!r}; expected the file of a recipe, like {DEFAULT}, or what its "
+            "get_config returns"
+        )
+    line = arguments(overrides)
     try:
-        # copied with its references
-        config = copy.deepcopy(recipe) if isinstance(recipe, ConfigDict) else _load(recipe)
-        config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=line)
-        values(line)
+        return _read(recipe, line)
     except MISTAKES as error:
         if os.environ.get("QALIGN_TRACEBACK"):
             raise
-        raise ValueError(mistake(error)) from None
+        found = [why for override in line if (why := wrong_override(recipe, override))]
+        raise mistakes.Mistakes(found or [mistake(error)]) from None
+
+
+def wrong_override(recipe: str | ConfigDict, override: str) -> str:
+    """Why a recipe does not take an override (--config.key=value); "" where it does."""
+    try:
+        config = _read(recipe, [])
+    except MISTAKES:
+        return ""  # the mistake is the recipe's own
+    try:
+        _read(config, [override])
+        return ""
+    except (AttributeError, KeyError):
+        return f"{override}: the recipe has no such key (see its file)"
+    except MISTAKES as error:
+        key = override.partition("=")[0].lstrip("-").removeprefix("config.")
+        wanted = _EXPECTED.get(type(config_path.get_value(key, config)))
+        return f"{override}; expected {wanted}" if wanted else mistake(error)
+
+
+def _read(recipe: str | ConfigDict, line: list[str]) -> ConfigDict:
+    values = flags.FlagValues()
+    # copied with its references
+    config = copy.deepcopy(recipe) if isinstance(recipe, ConfigDict) else _load(recipe)
+    line = ["recipe", *line]
+    config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=line)
+    values(line)
     return values.config
 
 

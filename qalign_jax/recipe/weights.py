@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 from qalign_jax.checkpoints import model as models
 from qalign_jax.checkpoints.model import Card, Model
 from qalign_jax.data.tokenizer import Tokenizer, difference, has_tokenizer, load_tokenizer
+from qalign_jax.faults.checksums import check_sums
 from qalign_jax.models.params import random_params
 from qalign_jax.models.presets import preset
 
@@ -49,6 +50,13 @@ class Resolver:
         """The folder of a stage's name, or the directory that is named."""
         return self.workdir / name if name in self.stages else epath.Path(name)
 
+    def exists(self, source: Source) -> bool:
+        """Whether weights and tokenizer are there, and neither comes from a stage."""
+        named = [self.tokenizer] if self.tokenizer else []
+        if source.name != RANDOM:
+            named.append(source.name)
+        return all(name and name not in self.stages and epath.Path(name).exists() for name in named)
+
     def resolve(self, source: Source) -> "Weights":
         """The weights of a source.
 
@@ -83,6 +91,13 @@ class Weights:
             return Card(*preset(self._source.preset), self._template)
         return models.read_card(self._source.name)
 
+    def loaded_card(self) -> Card:
+        """The card of what `load` returns: random weights have the tokenizer's vocabulary."""
+        if self._source.name != RANDOM:
+            return models.read_card(self._resolver.path(self._source.name))
+        vocab_size = self.tokenizer().vocab_size
+        return Card(*preset(self._source.preset, vocab_size=vocab_size), self._template)
+
     def tokenizer(self) -> Tokenizer:
         """The recipe's tokenizer, else the weights' own.
 
@@ -100,6 +115,8 @@ class Weights:
                     f"{self._source.name} has no tokenizer; name one with --config.tokenizer"
                 )
             return load_tokenizer(own)
+        if named in self._resolver.stages:
+            check_sums(self._resolver.path(named), ["tokenizer.model"])
         tokenizer = load_tokenizer(self._resolver.path(named))
         if own is not None and has_tokenizer(own):
             if found := difference(tokenizer, load_tokenizer(own)):
@@ -137,8 +154,8 @@ class Weights:
         if name != RANDOM:
             path = self._resolver.path(name)
             return models.load_model(path, mesh=mesh, dtype=dtype, tokenizer=tokenizer)
-        config, execution = preset(self._source.preset, vocab_size=tokenizer.vocab_size)
+        config, execution, template = self.loaded_card()
         if dtype:
             execution = dataclasses.replace(execution, dtype=dtype)
         params = random_params(config, mesh, self._resolver.seed)
-        return Model(config, execution, params, tokenizer, self._template)
+        return Model(config, execution, params, tokenizer, template)

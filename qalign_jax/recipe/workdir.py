@@ -1,5 +1,6 @@
 """The folder of a run: a folder a stage, with records of the stage's settings."""
 
+import contextlib
 import hashlib
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -7,9 +8,11 @@ from typing import Any
 import jax
 from etils import epath
 
-from qalign_jax import files
+from qalign_jax import files, schema
 from qalign_jax import settings as settings_of
 from qalign_jax.checkpoints.record import SETTINGS, Record, read_record, write_record
+from qalign_jax.evaluation.records import check_systems
+from qalign_jax.faults import lock
 
 
 class Workdir:
@@ -21,10 +24,21 @@ class Workdir:
     """
 
     def __init__(self, path):
-        self.path = epath.Path(path)
+        self.path = files.absolute(path)
 
     def __truediv__(self, name: str) -> epath.Path:
         return self.path / name
+
+    def held(self) -> contextlib.AbstractContextManager[None]:
+        """Keeps other runs off the folder while the context is open; process 0 holds the lock.
+
+        Raises:
+          ValueError: on entry, where another run holds it.
+        """
+        if jax.process_index():
+            return contextlib.nullcontext()
+        remedy = "wait for it to end, or take another --workdir"
+        return lock.hold(self.path / "run.lock", remedy)
 
     def write_json(self, name: str, content: Any) -> None:
         """Writes a file of the run, replacing an earlier one at once."""
@@ -36,7 +50,9 @@ class Workdir:
         file = self.path / name / "done.json"
         if not file.exists():
             return False
-        done = files.read_object(file, "delete it and start the same command again")
+        remedy = "delete it and start the same command again"
+        done = files.read_object(file, remedy)
+        schema.check(done, {"after?": {...: schema.TEXT}}, str(file), remedy)
         again = [
             source
             for source, ended in done.get("after", {}).items()
@@ -63,7 +79,7 @@ class Workdir:
     def check_settings(self, name: str, settings: Mapping[str, Any]) -> None:
         """Raises a ValueError where the stage has a record of other settings."""
         if record := read_record(self.path / name):
-            self._refuse(name, record.settings, settings)
+            self._refuse(name, "with other settings", record.settings, settings)
 
     def record(self, name: str, record: Record) -> None:
         """Writes stage.json, or compares its sources with those that are recorded already.
@@ -72,7 +88,8 @@ class Workdir:
           ValueError: a source is another one now.
         """
         if before := read_record(self.path / name):
-            self._refuse(name, before.sources, record.sources)
+            made = "from other content, as the fingerprints of its sources say"
+            self._refuse(name, made, before.sources, record.sources)
         elif jax.process_index() == 0:
             write_record(self.path / name, record)
 
@@ -86,12 +103,15 @@ class Workdir:
                 systems = content.get("systems", {})  # an analysis has none
                 if not content or not isinstance(systems, dict):
                     raise ValueError(f"{file}: no object of systems; {remedy}")
+                check_systems(systems, str(file), remedy)
                 found |= systems
         return found
 
-    def _refuse(self, name: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    def _refuse(
+        self, name: str, made: str, before: Mapping[str, Any], now: Mapping[str, Any]
+    ) -> None:
         if found := settings_of.differences(before, now):
             raise ValueError(
-                f"{self.path / name} was made with other settings: {found}. Take another "
+                f"{self.path / name} was made {made}: {found}. Take another "
                 "--workdir, or delete that folder (and those of the stages after it)"
             )

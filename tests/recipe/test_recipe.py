@@ -1,6 +1,7 @@
 """A recipe runs, resumes, skips finished stages, and refuses other settings."""
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -18,6 +19,7 @@ from qalign_jax.checkpoints.model import load_model
 from qalign_jax.recipe import parts
 from qalign_jax.recipe.recipe import Recipe
 from qalign_jax.reporting import page
+from tests.faults.metadata import Metadata
 
 STEPS = 40
 
@@ -177,12 +179,26 @@ def test_a_stage_whose_parent_was_trained_again_is_refused(finished, tmp_path, t
         record["matters"]["lr"] = 1e-3
         (workdir / "base" / name).write_text(json.dumps(record))
     with pytest.raises(
-        ValueError, match=r"tuned was made with other settings: init was \"base .*is"
+        ValueError, match=r"tuned was made from other content.*: init was \"base .*is"
     ):
         config.base.lr = 1e-3
         Recipe(config, workdir, ["tuned"]).run()
     shutil.rmtree(workdir / "base" / "checkpoints")  # nothing to compare with
     Recipe(config, workdir, ["tuned"]).run()
+
+
+def test_a_stage_whose_data_has_changed_is_not_resumed_with_it(finished, tmp_path, tmp):
+    workdir = tmp_path / "changed"
+    shutil.copytree(finished[0], workdir)
+    record = json.loads((workdir / "tuned" / "stage.json").read_text())
+    now, record["made_from"]["data"] = record["made_from"]["data"], "0123456789abcdef"
+    (workdir / "tuned" / "stage.json").write_text(json.dumps(record))
+    (workdir / "tuned" / "done.json").unlink()
+    made = "from other content, as the fingerprints of its sources say"
+    with pytest.raises(
+        ValueError, match=f'tuned was made {made}: data was "0123456789abcdef", is "{now}". Take'
+    ):
+        Recipe(make_config(tmp), workdir, ["tuned"]).run()
 
 
 def test_a_stage_that_reads_from_another_runs_again_when_that_has(finished, tmp_path, tmp):
@@ -226,7 +242,7 @@ def test_what_only_speeds_a_run_up_may_change(finished, tmp):
 
 
 @pytest.mark.slow
-def test_a_run_that_is_terminated_then_killed_ends_bit_identical(finished, tmp):
+def test_a_run_with_a_notice_of_maintenance_then_killed_ends_bit_identical(finished, tmp):
     workdir, _ = finished
     recipe_file = tmp / "recipe.py"
     recipe_file.write_text(
@@ -239,19 +255,25 @@ def test_a_run_that_is_terminated_then_killed_ends_bit_identical(finished, tmp):
     command += [f"--workdir={stopped}", "--stages=vocabulary,base"]
     metrics, saved = stopped / "base" / "metrics.jsonl", stopped / "base" / "checkpoints"
 
-    def start():
-        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    def start(**environment):
+        return subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            env=os.environ | environment,
+        )  # fmt: skip
 
     def wait_for_rows(process, count):
         while not metrics.exists() or metrics.read_text().count("\n") < count:
             assert process.poll() is None, process.communicate()[1]
             time.sleep(0.002)
 
-    process = start()
-    wait_for_rows(process, 2)
-    process.send_signal(signal.SIGTERM)
-    stderr = process.communicate()[1]
+    with Metadata() as server:
+        process = start(GCE_METADATA_HOST=server.address)
+        wait_for_rows(process, 2)
+        server.notice.set()  # counts as SIGTERM
+        stderr = process.communicate()[1]
     assert process.returncode == 128 + signal.SIGTERM, stderr
+    assert "maintenance-event is TERMINATE_ON_HOST_MAINTENANCE: taken as SIGTERM" in stderr
+    assert set(server.asked) >= {("maintenance-event", "Google"), ("preempted", "Google")}
     (step,) = [int(child.name) for child in saved.iterdir()]
     assert 2 <= step < STEPS, "the run was over before it was stopped"
 

@@ -9,17 +9,31 @@ import dataclasses
 import importlib
 import inspect
 import pkgutil
-from collections.abc import Mapping, Sequence
+import re
+import typing
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Self
 
 from etils import epath
 from ml_collections import ConfigDict
 
+from qalign_jax import credentials, files, mistakes
 from qalign_jax import settings as settings_of
 from qalign_jax.ahead.jobs import Job, Workload
+from qalign_jax.data import prompts
+from qalign_jax.parallel.mesh import mesh_sizes
 from qalign_jax.recipe.weights import RANDOM, Resolver, Source
 from qalign_jax.recipe.workdir import Workdir
 from qalign_jax.training.profile import Profile
+
+# The keys that every recipe has, with their types.
+SHARED: Mapping[str, Any] = {
+    "name": str, "stages": Sequence[str], "seed": int, "template": str, "tokenizer": str,
+    "mesh": str, "cache_dir": str, "notes": Sequence[str],
+}  # fmt: skip
+_URL = re.compile(r"\w+://")
+# What raises on a wrong value of a recipe, or of a stage that has its own.
+_CHECKS = {"template": prompts.template_text, "mesh": mesh_sizes}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +75,13 @@ class Stage(abc.ABC):
         return None
 
     def check(self) -> None:  # noqa: B027  # most values need no check
-        """Raises a ValueError where the stage's own values make no sense."""
+        """Raises a ValueError where the stage's own values make no sense, all of them together.
+
+        They have the types of their fields.
+        """
+
+    def check_inputs(self, run: Run) -> None:  # noqa: B027  # some stages read other stages only
+        """Raises a ValueError for data and models that no stage makes and that cannot be used."""
 
     def sources(self) -> list[Source]:
         """The weights, stages and files that the stage reads, data sets excepted."""
@@ -101,71 +121,153 @@ class Stage(abc.ABC):
         """The stage of this name in a recipe, given as a plain dict.
 
         Raises:
-          ValueError: a key that is missing or unknown, or values that make no sense.
+          ValueError: keys that are missing or unknown, and values that make no sense, together.
         """
-        own = dict(recipe[name])
-        kind, known = own.pop("kind"), set(cls.keys())
-        required = {
-            field.name
-            for field in dataclasses.fields(cls)
-            if field.default is field.default_factory is dataclasses.MISSING
-        }
-        if wrong := sorted(set(own) - known) or sorted(required & known - set(own)):
-            what = "has no key" if wrong[0] in own else "is missing the key"
-            raise ValueError(f"{name}: a stage of kind {kind!r} {what} {wrong[0]!r}")
-        for key in ("template", "mesh"):
-            own[key] = own.get(key) or recipe[key]
-        stage = cls(kind=kind, name=name, seed=recipe["seed"], tokenizer=recipe["tokenizer"], **own)
-        stage.check()
+        own = {key: value for key, value in recipe[name].items() if key != "kind"}
+        kind, known = recipe[name]["kind"], cls.keys()
+        defaults = {field.name for field in dataclasses.fields(cls) if _has_default(field)}
+        lacking = [key for key in known if key not in own and key not in defaults]
+        found = _wrong_paths(own, name)
+        found += [f"{name}.{key}: a stage of kind {kind!r} has no such key"
+                  for key in own if key not in known]  # fmt: skip
+        found += [f"{name}.{key}: a stage of kind {kind!r} needs this key" for key in lacking]
+        hints, sound = typing.get_type_hints(cls), {}
+        for key in known:
+            if key in own:
+                wrong = mistakes.wrong_types(f"{name}.", {key: own[key]}, hints)
+                found += wrong
+                sound |= {} if wrong else {key: own[key]}
+        if not set(known) - defaults <= sound.keys():
+            raise mistakes.Mistakes(found)
+        # the sound values are checked with defaults in the place of the others
+        for key, check in _CHECKS.items():
+            if sound.get(key):
+                found += mistakes.of(f"{name}.{key}: ", check, sound[key])
+            else:
+                sound[key] = recipe[key]
+        shared = {key: recipe[key] for key in ("seed", "tokenizer")}
+        stage = cls(kind=kind, name=name, **shared, **sound)
+        mistakes.refuse(found + mistakes.of("", stage.check))
         return stage
+
+
+def _has_default(field: dataclasses.Field) -> bool:
+    missing = dataclasses.MISSING
+    return field.default is not missing or field.default_factory is not missing
 
 
 def read_stages(config: ConfigDict) -> dict[str, Stage]:
     """The stages of a recipe by name, in order.
 
     Raises:
-      ValueError: a stage that is not described or makes no sense, or one that reads from another
-        that does not come before it.
+      ValueError: stages that are not described or make no sense, or that read from another that
+        does not come before them; all of it together.
     """
-    recipe = config.to_dict()
-    stages: dict[str, Stage] = {}
-    described = {
-        name: part for name, part in recipe.items() if isinstance(part, Mapping) and "kind" in part
-    }
-    for name in recipe["stages"]:
-        if not isinstance(name, str) or not name.isidentifier() or name == RANDOM:
-            raise ValueError(
-                f"a stage cannot be named {name!r}: its name is a folder and a flag, like tuning_2"
-            )
-        if name in stages:
-            raise ValueError(f"stages={recipe['stages']} names {name!r} twice")
-        if name not in described:
-            known = ", ".join(described) or "none"
-            raise ValueError(f"no stage {name!r} is described in the recipe, only {known}")
-        try:
-            kind = stage_class(str(described[name]["kind"]))
-        except ValueError as error:
-            raise ValueError(f"{name}: {error}") from None
-        stages[name] = kind.from_recipe(name, recipe)
-    later = list(stages)
-    for stage in stages.values():
-        for source in stage.sources():
-            if source.name in later:
-                raise ValueError(f"{stage.name} needs {source.name}, which does not come before it")
-        later.remove(stage.name)
+    stages, found = find_stages(config)
+    mistakes.refuse(found)
     return stages
 
 
-def choose(stages: Mapping[str, Stage], only: Sequence[str]) -> list[Stage]:
-    """The stages with these names, in the recipe's order; all of them where none is named.
+def find_stages(config: ConfigDict) -> tuple[dict[str, Stage], list[str]]:
+    """The stages of a recipe that make sense, and what is wrong with the recipe and the others."""
+    recipe, stages = {"notes": (), **config.to_dict()}, {}
+    given = {key: recipe.get(key) for key in SHARED}
+    if found := mistakes.wrong_types("", given, SHARED):
+        return {}, found
+    parts = {key: part for key, part in recipe.items() if isinstance(part, Mapping)}
+    own = {key: value for key, value in recipe.items() if key not in {"notes", *parts}}
+    unusable = _wrong_paths(own)
+    if "://" in recipe["cache_dir"] and not unusable:
+        unusable.append(f"cache_dir={recipe['cache_dir']!r}; expected a local folder")
+    found += unusable
+    found += mistakes.out_of_range("", given, {"seed": (0, mistakes.LARGEST)})
+    for key, check in _CHECKS.items():
+        found += mistakes.of(f"{key}: ", check, recipe[key])
+    described = [key for key, part in parts.items() if "kind" in part]
+    for place, name in enumerate(recipe["stages"]):
+        if not files.is_name(name) or not name.isidentifier() or name == RANDOM:
+            found.append(
+                f"stages: a stage cannot be named {name!r}: its name is a folder and a flag, like "
+                "tuning_2"
+            )
+        elif name in recipe["stages"][:place]:
+            found.append(f"stages={recipe['stages']} names {name!r} twice")
+        elif name not in described:
+            known = ", ".join(described) or "none"
+            found.append(f"stages: no stage {name!r} is described in the recipe, only {known}")
+        elif wrong := mistakes.of(f"{name}.", stage_class, str(parts[name]["kind"])):
+            found += wrong
+        else:
+            kind = stage_class(str(parts[name]["kind"]))
+            try:
+                stages[name] = kind.from_recipe(name, recipe)
+            except ValueError as error:
+                found += mistakes.lines_of(error)
+    found += _disorder(stages, recipe["stages"])
+    return ({} if unusable else stages), found
 
-    Raises:
-      ValueError: a name that is no stage's.
+
+def _texts(tree: Any, path: str = "") -> Iterator[tuple[str, str]]:
+    """The texts of a recipe, templates left out, with their keys, as `a.b.c`."""
+    if path.endswith("template"):
+        return
+    if isinstance(tree, str):
+        yield path, tree
+    elif isinstance(tree, Mapping):
+        for key, value in tree.items():
+            yield from _texts(value, f"{path}.{key}" if path else str(key))
+    elif isinstance(tree, list | tuple):
+        for value in tree:
+            yield from _texts(value, path)
+
+
+def _wrong_paths(tree: Mapping[str, Any], path: str = "") -> list[str]:
+    return [
+        line for key, text in _texts(tree, path) for line in mistakes.of("", check_path, key, text)
+    ]
+
+
+def check_path(key: str, text: str) -> None:
+    """Raises a ValueError for a text with a password or a token in it, or of a URL that can be no
+    path.
     """
-    for name in only:
-        if name not in stages:
-            raise ValueError(f"no stage {name!r}; the recipe's stages are {', '.join(stages)}")
-    return [stage for stage in stages.values() if not only or stage.name in only]
+    if credentials.are_in(key, text):
+        raise ValueError(
+            f"{key}: holds a password or a token, and a run writes its recipe down; give it to the "
+            "process by an environment variable or a file that its library reads"
+        )
+    if _URL.match(text):
+        try:
+            epath.Path(text)
+        except KeyError:
+            raise ValueError(
+                f"{key}={text!r}: no path; files are local or in a bucket, gs://bucket/path"
+            ) from None
+
+
+def _disorder(stages: Mapping[str, Stage], order: Sequence[str]) -> list[str]:
+    """The lines for stages that read from one that does not come before them."""
+    return [
+        f"{key_of(stage, source.name)}={source.name!r}: {stage.name} needs {source.name}, which "
+        "does not come before it"
+        for stage in stages.values()
+        for source in stage.sources()
+        if source.name in order[order.index(stage.name) :]
+    ]
+
+
+def key_of(stage: Stage, value: str) -> str:
+    """The key of a recipe in which a stage has this value: `evaluation.systems.base.model`."""
+
+    def keys(tree: Any, path: str) -> Iterator[str]:
+        if isinstance(tree, Mapping):
+            for key, each in tree.items():
+                yield from keys(each, f"{path}.{key}")
+        elif tree == value:
+            yield path
+
+    own = {key: getattr(stage, key) for key in stage.keys()}
+    return next(keys(own, stage.name), "tokenizer")
 
 
 def make_run(

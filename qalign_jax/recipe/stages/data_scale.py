@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 
-from qalign_jax import files
+from qalign_jax import files, mistakes, schema
 from qalign_jax.analysis import data_scale, plots
 from qalign_jax.evaluation.records import read_results
 from qalign_jax.recipe.stages.base import Run, Stage
@@ -25,13 +25,14 @@ class DataScale(Stage):
     systems: Mapping[str, int | str]
 
     def check(self) -> None:
+        counts = {key: pairs for key, pairs in self.systems.items() if isinstance(pairs, int)}
+        limits = dict.fromkeys(counts, (0, mistakes.LARGEST))
+        found = mistakes.out_of_range(f"{self.name}.systems.", counts, limits)
         if not self.systems:
-            raise ValueError(f"{self.name}: no systems to compare")
-        for system, pairs in self.systems.items():
-            if isinstance(pairs, int) and pairs < 0:
-                raise ValueError(f"{self.name}.systems.{system}: {pairs} pairs; expected 0 or more")
-        if not any(self.systems.values()):
-            raise ValueError(f"{self.name}: none of the systems was trained on pairs")
+            found.append(f"{self.name}.systems: no systems to compare")
+        elif not any(self.systems.values()):
+            found.append(f"{self.name}.systems: none of the systems was trained on pairs")
+        mistakes.refuse(found)
 
     def sources(self) -> list[Source]:
         stages = [pairs for pairs in self.systems.values() if isinstance(pairs, str)]
@@ -58,7 +59,10 @@ class DataScale(Stage):
         file = run.weights.path(stage) / "packing.json"
         if not file.exists():
             raise ValueError(f"{self.name}: {file} is missing; {stage} has trained on no examples")
-        return files.read_object(file, f"train {stage} again")["examples"]
+        remedy = f"train {stage} again"
+        packing = files.read_object(file, remedy)
+        schema.check(packing, {"examples": schema.whole()}, str(file), remedy)
+        return packing["examples"]
 
 
 STAGE = DataScale

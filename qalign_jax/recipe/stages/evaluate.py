@@ -5,14 +5,15 @@ import contextlib
 import dataclasses
 import functools
 import math
-import re
+import typing
 from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
 import jax
 
+from qalign_jax import files, mistakes
 from qalign_jax.ahead.jobs import DecodingJob, Workload
-from qalign_jax.data.examples import load_examples
+from qalign_jax.data.examples import load_examples, source_mistakes
 from qalign_jax.decoding.system import Answer, System, TextGenerator, check_tokenizers
 from qalign_jax.evaluation import benchmarks, records, runner, statistics
 from qalign_jax.evaluation.benchmarks import Benchmark
@@ -67,37 +68,54 @@ class Evaluate(Stage):
     FREE: ClassVar[frozenset[str]] = Stage.FREE | {"slots"}
 
     def check(self) -> None:
+        found = mistakes.out_of_range(f"{self.name}.", vars(self), {"slots": (1, math.inf)})
         for key in ("systems", "benchmarks"):
             if not getattr(self, key):
-                raise ValueError(f"{self.name}: no {key} to evaluate")
+                found.append(f"{self.name}.{key}: no {key} to evaluate")
         if self.dtype not in ("", "float32", "bfloat16"):
-            raise ValueError(f"{self.name}: dtype={self.dtype!r}; it is float32 or bfloat16")
-        if self.slots < 1:
-            raise ValueError(f"{self.name}: slots={self.slots}; expected at least 1")
+            found.append(f"{self.name}.dtype={self.dtype!r}; it is float32 or bfloat16")
         if self.sandbox not in ("bubblewrap", "none"):
-            raise ValueError(f"{self.name}: sandbox={self.sandbox!r}; it is bubblewrap or none")
+            found.append(f"{self.name}.sandbox={self.sandbox!r}; it is bubblewrap or none")
         if self.baseline not in ("", *self.systems):
-            raise ValueError(
-                f"{self.name}: baseline={self.baseline!r} is none of its systems "
+            found.append(
+                f"{self.name}.baseline={self.baseline!r}; it is one of the systems, "
                 f"{', '.join(self.systems)}"
             )
-        for benchmark, options in self.benchmarks.items():
-            self._benchmark(benchmark)
-            if options["max_new_tokens"] < 0:
-                raise ValueError(
-                    f"{self.name}.benchmarks.{benchmark}: "
-                    f"max_new_tokens={options['max_new_tokens']}; expected at least 1, or 0 for "
-                    "the benchmark's own"
-                )
+        for name, options in self.benchmarks.items():
+            where = f"{self.name}.benchmarks.{name}"
+            found += mistakes.of(f"{where}: ", benchmarks.get, name)
+            found += benchmarks.option_mistakes(where, options)
+        for name, system in self.systems.items():
+            found += self._system_mistakes(name, system)
+        mistakes.refuse(found)
+
+    def _system_mistakes(self, name: str, system: Any) -> list[str]:
+        where = f"{self.name}.systems.{name}"
+        if not isinstance(system, Mapping):
+            return [mistakes.expected(where, system, "the keys of a system")]
+        hints = typing.get_type_hints(SystemConfig)
+        found = [f"{where}.{key}: no system has such a key" for key in system if key not in hints]
+        found += mistakes.wrong_types(f"{where}.", system, hints)
+        if "model" not in system:
+            found.append(f"{where}.model: the system needs this key")
+        if not files.is_name(name) or (name == NUMBERS and self.numbers_only):
+            found.append(f"{self.name}.systems: a system cannot be named {name!r}; take another")
+        if bool(system.get("expert")) != bool(system.get("antiexpert")):
+            found.append(f"{where}: give both expert and antiexpert, or neither")
+        return found
+
+    def check_inputs(self, run: Run) -> None:
+        found = []
+        for name, options in self.benchmarks.items():
+            where = f"{self.name}.benchmarks.{name}: "
+            found += mistakes.of(where, benchmarks.check_options, name, options)
+        if self.numbers_only:
+            found += source_mistakes(self.name, {"numbers_only": self.numbers_only})
         for name, system in self._systems.items():
-            if not re.fullmatch(r"[\w-][\w.-]*", name) or (name == NUMBERS and self.numbers_only):
-                raise ValueError(f"{self.name}: a system cannot be named {name!r}; take another")
-            if not math.isfinite(system.alpha):
-                raise ValueError(f"{self.name}.systems.{name}: alpha={system.alpha} is no number")
-            if bool(system.expert) != bool(system.antiexpert):
-                raise ValueError(
-                    f"{self.name}.systems.{name}: give both expert and antiexpert, or neither"
-                )
+            if all(run.weights.exists(source) for source in system.sources()):
+                where = f"{self.name}.systems.{name}: "
+                found += mistakes.of(where, _check_tokenizers, run, system)
+        mistakes.refuse(found)
 
     def sources(self) -> list[Source]:
         tokenizer = [Source(self.tokenizer)] if self.tokenizer else []
@@ -108,15 +126,14 @@ class Evaluate(Stage):
         """Tries the sandbox; reads and checks the problems; compares each system's tokenizers."""
         if self._executes and jax.process_index() == 0:
             Execution(workers=1).close()  # raises where it does not run
-        for system in self._systems.values():
-            weights = _weights(run, system)
-            names = [source.name for source in system.sources()]
-            check_tokenizers(names, [each.tokenizer() for each in weights])
+        found = []
+        for name, system in self._systems.items():
+            where = f"{self.name}.systems.{name}: "
+            found += mistakes.of(where, _check_tokenizers, run, system)
         for name, problems in self._problems(run).items():
-            try:
-                runner.check_problems(self._benchmark(name), problems)
-            except ValueError as error:
-                raise ValueError(f"{self.name}.benchmarks.{name}: {error}") from None
+            where = f"{self.name}.benchmarks.{name}: "
+            found += mistakes.of(where, runner.check_problems, self._benchmark(name), problems)
+        mistakes.refuse(found)
         if self.numbers_only:
             load_examples(self.numbers_only, run.data_dir)
 
@@ -188,11 +205,6 @@ class Evaluate(Stage):
 
     @property
     def _systems(self) -> dict[str, SystemConfig]:
-        known = {field.name for field in dataclasses.fields(SystemConfig)}
-        for name, system in self.systems.items():
-            if wrong := sorted(set(system) - known) or sorted({"model"} - set(system)):
-                what = "no system has the key" if wrong[0] in system else "it lacks the key"
-                raise ValueError(f"{self.name}.systems.{name}: {what} {wrong[0]!r}")
         return {name: SystemConfig(**system) for name, system in self.systems.items()}
 
     def _problems(self, run: Run) -> dict[str, list[dict[str, Any]]]:
@@ -204,6 +216,11 @@ class Evaluate(Stage):
 
 def _weights(run: Run, system: SystemConfig) -> list[Weights]:
     return [run.weights.resolve(source) for source in system.sources()]
+
+
+def _check_tokenizers(run: Run, system: SystemConfig) -> None:
+    names = [source.name for source in system.sources()]
+    check_tokenizers(names, [each.tokenizer() for each in _weights(run, system)])
 
 
 class _LazyGenerator:

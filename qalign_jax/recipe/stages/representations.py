@@ -1,11 +1,13 @@
 """Compares where models represent the same questions in several languages."""
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import jax
 
+from qalign_jax import mistakes
 from qalign_jax.ahead.jobs import DecodingJob, Workload
 from qalign_jax.analysis import plots
 from qalign_jax.analysis import representations as analysis
@@ -34,16 +36,22 @@ class Representations(Stage):
     FREE: ClassVar[frozenset[str]] = Stage.FREE | {"batch_size"}
 
     def check(self) -> None:
+        found = mistakes.out_of_range(f"{self.name}.", vars(self), {"batch_size": (1, math.inf)})
         if not self.systems:
-            raise ValueError(f"{self.name}: no systems to compare")
+            found.append(f"{self.name}.systems: no systems to compare")
         if self.dtype not in ("", "float32", "bfloat16"):
-            raise ValueError(f"{self.name}: dtype={self.dtype!r}; it is float32 or bfloat16")
-        if self.batch_size < 1:
-            raise ValueError(f"{self.name}: batch_size={self.batch_size}; expected at least 1")
-        try:
-            benchmarks.get(self.benchmark)
-        except ValueError as error:
-            raise ValueError(f"{self.name}: {error}") from None
+            found.append(f"{self.name}.dtype={self.dtype!r}; it is float32 or bfloat16")
+        found += mistakes.of(f"{self.name}.benchmark: ", benchmarks.get, self.benchmark)
+        mistakes.refuse(found)
+
+    def check_inputs(self, run: Run) -> None:
+        where = f"{self.name}.questions"
+        found = mistakes.of(f"{where}: ", benchmarks.check_options, self.benchmark, self.questions)
+        for name, source in self._weights.items():
+            if run.weights.exists(source):
+                weights = run.weights.resolve(source)
+                found += mistakes.of(f"{self.name}.systems.{name}: ", weights.check_vocabulary)
+        mistakes.refuse(found)
 
     def sources(self) -> list[Source]:
         tokenizer = [Source(self.tokenizer)] if self.tokenizer else []

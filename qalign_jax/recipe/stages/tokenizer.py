@@ -6,10 +6,14 @@ from typing import Any, ClassVar
 
 import jax
 
+from qalign_jax import mistakes
 from qalign_jax.data import prompts
-from qalign_jax.data.examples import load_examples
+from qalign_jax.data.examples import load_examples, source_mistakes
 from qalign_jax.data.tokenizer import train_sentencepiece
+from qalign_jax.faults.checksums import write_sums
 from qalign_jax.recipe.stages.base import Run, Stage
+
+_LIMITS = {"vocab_size": (256 + 4, 2**24)}  # every byte, and sentencepiece's own pieces
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -21,6 +25,12 @@ class TrainTokenizer(Stage):
     symbols: tuple[str, ...] = ()  # texts that are pieces of their own
 
     USES_DEVICES: ClassVar[bool] = False
+
+    def check(self) -> None:
+        mistakes.refuse(mistakes.out_of_range(f"{self.name}.", vars(self), _LIMITS))
+
+    def check_inputs(self, run: Run) -> None:
+        mistakes.refuse(source_mistakes(f"{self.name}.data", self.data))
 
     def run(self, run: Run) -> dict[str, Any]:
         examples = [
@@ -37,6 +47,7 @@ class TrainTokenizer(Stage):
                 texts, self.vocab_size, run.workdir / self.name / "tokenizer.model",
                 user_defined_symbols=tuple(self.symbols), seed=self.seed,
             )  # fmt: skip
+            write_sums(run.workdir / self.name, besides=("done.json",))
         return {"texts": len(texts), "vocab_size": self.vocab_size}
 
 

@@ -8,18 +8,21 @@ from typing import Any, ClassVar
 import jax
 from absl import logging
 
+from qalign_jax import mistakes
 from qalign_jax.ahead.jobs import TrainingJob, Workload
 from qalign_jax.checkpoints.model import Card, describe_model
 from qalign_jax.checkpoints.record import Record
 from qalign_jax.checkpoints.state import Checkpoints
 from qalign_jax.data import packing
 from qalign_jax.data.batches import Batches, rows_for
+from qalign_jax.data.examples import source_mistakes
 from qalign_jax.data.tokenizer import Tokenizer
 from qalign_jax.models.config import REMAT_POLICIES, Execution
 from qalign_jax.models.llama import Llama
 from qalign_jax.parallel.mesh import make_mesh
 from qalign_jax.recipe.stages.base import Run, Stage
 from qalign_jax.recipe.weights import Source, Weights
+from qalign_jax.training.anomalies import SKIP, STOP
 from qalign_jax.training.loop import train
 from qalign_jax.training.optimizer import OptimizerConfig, Schedule
 from qalign_jax.training.step import (
@@ -34,7 +37,9 @@ from qalign_jax.training.step import (
 LIMITS = {
     **dict.fromkeys(("batch_size", "micro_batches", "save_every", "keep"), (1, math.inf)),
     **dict.fromkeys(("rows", "steps", "lr", "clip", "weight_decay", "eps"), (0, math.inf)),
-    **dict.fromkeys(("warmup", "b1", "b2"), (0, 1)),
+    "epochs": (0, 1e6),
+    "warmup": (0, 1),
+    **dict.fromkeys(("b1", "b2"), (0, 0.999999)),  # 1 divides by 0
     "length": (2, math.inf),
 }
 
@@ -64,28 +69,41 @@ class Train(Stage):
     dtype: str = ""  # "" is the model's own, bfloat16 but for tiny presets
     remat: str = ""  # full, qkvo, qkvo_mlp, none; "" is the model's own
     save_every: int = 500
-    keep: int = 1
+    on_nan: str = STOP  # of a loss or gradient that is not finite; skip leaves its update out
+    keep: int = 1  # checkpoints once it is done; while it trains, two at least
 
-    FREE: ClassVar[frozenset[str]] = Stage.FREE | {"micro_batches", "remat", "save_every", "keep"}
+    FREE: ClassVar[frozenset[str]] = Stage.FREE | {
+        "micro_batches",
+        "remat",
+        "save_every",
+        "keep",
+        "on_nan",
+    }
 
     @property
     def starts_from(self) -> Source:
         return Source(self.init, self.preset)
 
     def check(self) -> None:
+        found = mistakes.out_of_range(f"{self.name}.", vars(self), LIMITS)
         choices = {"dtype": ("", "float32", "bfloat16"), "remat": ("", *REMAT_POLICIES)}
+        choices["on_nan"] = (STOP, SKIP)
         for key, known in choices.items():
             if (value := getattr(self, key)) not in known:
-                raise ValueError(
-                    f"{self.name}: {key}={value!r}; it is one of {', '.join(known[1:])}"
-                )
-        for key, (least, most) in LIMITS.items():
-            value = getattr(self, key)
-            if not least <= value <= most:  # NaN is refused too
-                wanted = f"at least {least}" if most == math.inf else f"from {least} to {most}"
-                raise ValueError(f"{self.name}: {key}={value}; expected {wanted}")
-        if not self.steps and not self.epochs > 0:
-            raise ValueError(f"{self.name}: epochs={self.epochs}; expected above 0")
+                wanted = ", ".join(filter(None, known))
+                found.append(f"{self.name}.{key}={value!r}; it is one of {wanted}")
+        if not self.steps and self.epochs == 0:
+            found.append(mistakes.expected(f"{self.name}.epochs", self.epochs, "above 0"))
+        mistakes.refuse(found)
+
+    def check_inputs(self, run: Run) -> None:
+        found = source_mistakes(f"{self.name}.data", self.data)
+        if not self.data:
+            found.append(f"{self.name}.data: no data sets; name at least one")
+        weights = run.weights.resolve(self.starts_from)
+        if run.weights.exists(self.starts_from):
+            found += mistakes.of(f"{self.name}.init: ", weights.check_vocabulary)
+        mistakes.refuse(found)
 
     def sources(self) -> list[Source]:
         tokenizer = [Source(self.tokenizer)] if self.tokenizer else []
@@ -93,10 +111,7 @@ class Train(Stage):
 
     def prepare(self, run: Run) -> dict[str, Any]:
         weights = run.weights.resolve(self.starts_from)
-        try:
-            weights.check_vocabulary()
-        except ValueError as error:
-            raise ValueError(f"{self.name}: {error}") from None
+        mistakes.refuse(mistakes.of(f"{self.name}.init: ", weights.check_vocabulary))
         return dict(self.packed(run, weights.tokenizer()).stats)
 
     def jobs(self, run: Run, workload: Workload) -> dict[str, TrainingJob]:
@@ -118,11 +133,11 @@ class Train(Stage):
         )
         batches = Batches(packed, rows, self.seed)
         steps = self.steps or batches.steps(self.epochs)
-        model = weights.load(mesh)
-        module = Llama(model.config, self._execution(model.execution))
+        config, execution, _ = weights.loaded_card()
+        module = Llama(config, self._execution(execution))
         logging.info(
             "%s: %s parameters, %d steps of %d rows (%.1f examples)",
-            self.name, f"{model.config.num_parameters:,}", steps, rows,
+            self.name, f"{config.num_parameters:,}", steps, rows,
             rows * packed.stats["examples_per_row"],
         )  # fmt: skip
         run.workdir.write_json(f"{self.name}/packing.json", dict(packed.stats))
@@ -131,22 +146,26 @@ class Train(Stage):
             card = Card(module.config, module.execution, self.template)
             describe_model(folder, card, tokenizer)
 
-        step = make_train_step(module, self._optimizer, mesh, self.micro_batches)
+        step = make_train_step(
+            module, self._optimizer, mesh, self.micro_batches, self.on_nan == SKIP
+        )
         checkpoints = Checkpoints(folder, self.save_every, self.keep)
-        latest = checkpoints.latest()
         try:
-            if latest != steps:  # else it was stopped between the last save and done.json
-                if latest is None:
-                    state = init_state(model.config, self._optimizer, mesh, model.params)
+            wanted = abstract_state(config, self._optimizer, mesh).parts()
+            first, parts = checkpoints.restore(wanted) or (0, {})
+            if first < steps:  # else it was stopped between the last save and done.json
+                if parts:
+                    logging.info("%s: goes on from step %d", self.name, first)
+                    state = TrainState.from_parts(parts)
                 else:
-                    logging.info("%s: goes on from step %d", self.name, latest)
-                    wanted = abstract_state(model.config, self._optimizer, mesh).parts()
-                    state = TrainState.from_parts(checkpoints.restore(latest, wanted))
+                    params = weights.load(mesh).params
+                    state = init_state(config, self._optimizer, mesh, params)
                 train(
                     state, step, batches, Schedule(self.lr, steps, self.warmup),
-                    config=model.config, mesh=mesh, checkpoints=checkpoints,
-                    stage_dir=folder, name=self.name, profile=run.profile,
+                    config=config, mesh=mesh, checkpoints=checkpoints,
+                    stage_dir=folder, name=self.name, profile=run.profile, on_nan=self.on_nan,
                 )  # fmt: skip
+            checkpoints.trim()
         finally:
             checkpoints.close()
         return {"steps": steps, "rows": rows}
