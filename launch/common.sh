@@ -68,7 +68,8 @@ parse() {
     value=${1#*=}
     case $1 in
       --) shift && flags+=("$@") && break ;;
-      --config=* | --config.*=* | --workdir=* | --stages=* | --profile=* | --join_timeout_s=*)
+      --config=* | --config.*=* | --workdir=* | --stages=* | --profile=* | --join_timeout_s=* | \
+        --hang_timeout_s=*)
         flags+=("$1") ;;
       *)
         [[ $options == *" ${1%%=*} "* ]] ||
@@ -116,6 +117,7 @@ take() {
         --max-failures) max_failures=$(number "$1" "$2") ;;
         --max-restarts) max_restarts=$(number "$1" "$2") ;;
         --poll) poll=$(number "$1" "$2") ;;
+        *) mistake "$1: ${1%%=*} takes no value" ;;
       esac ;;
     *) mistake "$1 needs a value: ${1%%=*}=VALUE" ;;
   esac

@@ -8,7 +8,7 @@
 #   --image=IMAGE         built by launch/Dockerfile
 #   --slice=v5e-16        the slice, where --config names none; v4-N and v5p-N count cores
 #   --node-count=2        several slices, joined over DCN: give --config.mesh=data:2,..
-#   --max-restarts=10     starts of the whole after failures and pre-emptions; status 2 starts none
+#   --max-restarts=10     starts of the whole after failures and pre-emptions, but not after 2 or 74
 #   --spot --namespace=default --service-account=NAME --env=NAME=VALUE
 #   --privileged          for recipes that run code: bubblewrap makes namespaces and mounts
 #   --cluster=C --zone=Z --project=P   of xpk
@@ -30,7 +30,8 @@ text() {
   echo "\"${escaped//\"/\\\"}\""
 }
 
-# The exit status 2 is a user's mistake: no start of the whole would help.
+# The exit status 2 is a user's mistake, 74 no space: no start of the whole would help. All others
+# start it again: 1, 75 (another process is missing), 137 (killed), 143 (terminated).
 manifest() {
   local pair flag
   cat <<EOF
@@ -59,7 +60,7 @@ spec:
           podFailurePolicy:
             rules:
               - action: FailJob
-                onExitCodes: {containerName: run, operator: In, values: [2]}
+                onExitCodes: {containerName: run, operator: In, values: [2, 74]}
           template:
             spec:
               restartPolicy: Never
@@ -93,7 +94,7 @@ EOF
 by_xpk() {
   local pair command=(xpk workload create --cluster="$cluster" --workload="$name"
     --tpu-type="$accelerator" --num-slices="$node_count" --docker-image="$image"
-    --max-restarts="$max_restarts" --restart-on-exit-codes=1
+    --max-restarts="$max_restarts" --restart-on-exit-codes="1,75"
     --command="$(quoted python -m qalign_jax.run "${flags[@]}")")
   [ -n "$cluster" ] || mistake "no cluster: --cluster=NAME"
   [[ ! $accelerator =~ ^v5litepod-[14]$ ]] || mistake "xpk knows no $accelerator; apply the manifest"

@@ -200,7 +200,7 @@ start() {
 }
 
 # Looks at the run until it has ended; sets outcome: 0 all is done, 2 a user's mistake, 75 the node
-# is gone, else 1.
+# is gone, else 1. Fails where the run was stopped, or ended with 74: no start again would help.
 watch() {
   local total=$((hosts * node_count)) looks=0 before='' ended running
   while true; do
@@ -221,6 +221,8 @@ watch() {
         outcome=1
         [[ $answers != *": exit 2:"* ]] || outcome=2
         [[ $answers != *", stopped"* ]] || fail "the run was stopped; $0 up goes on with it"
+        [[ $answers != *": exit 74:"* ]] ||
+          fail "the run cannot write; when it can again, $0 up goes on with it"
         return
       fi
     fi

@@ -98,13 +98,30 @@ status() {
     elif [ -e "$base/run.stopped" ]; then
       tell "exit $code, stopped"
     else
-      tell "exit $code: $(tail -n 2 "$log" | head -n 1)"
+      tell "exit $code: $(last_words)"
     fi
   elif [ -e "$base/run.pid" ]; then
     tell "died"
   else
     tell "no run"
   fi
+}
+
+# The error that ended the last start, all of its lines as one, or the line before that of the exit.
+last_words() {
+  local lines words last first i
+  mapfile -t lines < <(tail -n 50 "$log")
+  unset 'lines[-1]' # that of the exit
+  last=$((${#lines[@]} - 1))
+  first=$last
+  for i in "${!lines[@]}"; do
+    case ${lines[i]} in
+      *": qalign_jax.run "*) first=$last ;; # a start
+      "error: "*) first=$i ;;
+    esac
+  done
+  read -r -a words <<<"${lines[*]:first}"
+  echo "${words[*]}"
 }
 
 stop() {

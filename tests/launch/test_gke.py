@@ -77,14 +77,14 @@ def test_every_host_of_the_slice_is_one_pod_that_asks_for_its_chips(
     assert "subdomain" not in pod(jobset) and "network" not in jobset["spec"]
 
 
-def test_a_users_mistake_fails_the_jobset_and_other_failures_start_it_again(cloud):
+def test_a_mistake_or_no_space_fails_the_jobset_and_other_failures_start_it_again(cloud):
     jobset = manifest(cloud, *NAME, *RECIPE, "--max-restarts=3")
     assert jobset["spec"]["failurePolicy"]["maxRestarts"] == 3
     job = jobset["spec"]["replicatedJobs"][0]["template"]["spec"]
     assert job["podFailurePolicy"]["rules"] == [
         {
             "action": "FailJob",
-            "onExitCodes": {"containerName": "run", "operator": "In", "values": [2]},
+            "onExitCodes": {"containerName": "run", "operator": "In", "values": [2, 74]},
         }
     ]
     assert pod(jobset)["restartPolicy"] == "Never"  # a pod failure policy needs it
@@ -162,7 +162,7 @@ def test_logs_status_and_delete_name_the_jobset(cloud):
     ]
 
 
-def test_xpk_is_told_to_start_again_after_failures_but_not_after_a_mistake(cloud):
+def test_xpk_is_told_to_start_again_after_failures_but_not_after_a_mistake_or_no_space(cloud):
     more = ("--cluster=c", "--zone=z", "--project=p", "--spot", "--env=A=b c", "--config.x=it's")
     assert cloud.run("gke.sh", "xpk", *NAME, *RECIPE, *more)[0] == 0
     (call,) = cloud.calls()
@@ -173,7 +173,7 @@ def test_xpk_is_told_to_start_again_after_failures_but_not_after_a_mistake(cloud
     assert options == {
         "--cluster": "c", "--workload": "qalign", "--tpu-type": "v5litepod-16",
         "--num-slices": "1", "--docker-image": NAME[1].partition("=")[2], "--max-restarts": "10",
-        "--restart-on-exit-codes": "1", "--zone": "z", "--project": "p", "--spot": "",
+        "--restart-on-exit-codes": "1,75", "--zone": "z", "--project": "p", "--spot": "",
         "--env": "A=b c",
     }  # fmt: skip
     _, printed, _ = cloud.run("gke.sh", "xpk", *NAME, *RECIPE, *more, "--dry-run")

@@ -121,13 +121,21 @@ def test_a_users_mistake_ends_with_status_2_and_is_not_started_again(cloud):
     assert "worker w-0: exit 2: error: no stage 'x'" in said
 
 
+def test_without_space_it_is_not_started_again(cloud):
+    cloud.plan("74 error: no space left", "0")
+    status, _, said = cloud.run("tpu_vm.sh", *UP)
+    assert status == 1 and len(cloud.starts()) == 1
+    assert "worker w-0: exit 74: error: no space left" in said
+    assert "the run cannot write; when it can again" in said
+
+
 def test_failures_are_started_again_so_many_times(cloud):
-    cloud.plan("1 MissingProcess", "134 aborted", "0")
-    assert cloud.run("tpu_vm.sh", *UP, "--max-failures=2")[0] == 0
-    assert len(cloud.starts()) == 3
-    cloud.plan(*["0"] * 3, *["1 boom"] * 3)
+    cloud.plan("75 error: process 1 on b has ended", "143 terminated", "137", "1 boom", "0")
+    assert cloud.run("tpu_vm.sh", *UP, "--max-failures=4")[0] == 0
+    assert len(cloud.starts()) == 5
+    cloud.plan(*["0"] * 5, *["1 boom"] * 3)
     status, _, said = cloud.run("tpu_vm.sh", *UP, "--max-failures=2")
-    assert status == 1 and len(cloud.starts()) == 6
+    assert status == 1 and len(cloud.starts()) == 8
     assert said.count("worker w-0: exit 1: boom") == 3 and "failed 3 times in a row" in said
 
 
@@ -218,6 +226,7 @@ def test_uncommitted_changes_are_told_and_stay(cloud):
         ((*UP, "--spto"), "no option --spto .* stand behind --"),
         ((*UP, "--node-count=2"), "no option --node-count=2"),
         ((*UP, "--poll"), "--poll needs a value: --poll=VALUE"),
+        ((*UP, "--spot=no"), "--spot=no: --spot takes no value"),
         ((*UP, "--poll=soon"), "--poll=soon: expected a number"),
         ((*UP, "--env=TOKEN"), "expected --env=NAME=VALUE"),
         ((*UP, "--slice=v4-8"), "--slice=v4-8 is not the recipe's v5e-4"),

@@ -154,7 +154,11 @@ def test_the_packages_own_message_comes_back_with_status_2(cloud):
     commit(cloud.checkout)
     status, _, said = cloud.run(
         "tpu_vm.sh", "--name=a", "--zone=z", "--poll=1", "--slice=v5e-1", "--env=JAX_PLATFORMS=cpu",
-        "--config=configs/math_cot.py:tiny", "--workdir=gs://bucket/run", "--stages=nothing",
+        "--config=configs/demo.py", "--config.pretraining.lr=-1", "--workdir=gs://bucket/run",
+        "--stages=nothing",
     )  # fmt: skip
     assert status == 2
-    assert "worker w-0: exit 2: error: no stage 'nothing'; the recipe's stages are" in said
+    told = (
+        "error: 2 mistakes 1. pretraining.lr=-1.0; expected at least 0 2. no stage 'nothing'; the"
+    )
+    assert f"worker w-0: exit 2: {told} recipe's stages are" in said
