@@ -10,10 +10,10 @@ from qalign_jax.sandbox.pool import Sandbox
 
 @pytest.fixture(scope="session")
 def sandbox(bubblewrap):
-    os.environ["QALIGN_TEST_SECRET"] = "REACHED"
+    os.environ["QALIGN_TEST_SECRET"] = os.environ["HF_TOKEN"] = "REACHED"
     with Sandbox(1, Limits(seconds=60, memory_mb=256)) as found:
         yield found
-    del os.environ["QALIGN_TEST_SECRET"]
+    del os.environ["QALIGN_TEST_SECRET"], os.environ["HF_TOKEN"]
 
 
 @pytest.fixture(scope="session")

@@ -51,6 +51,10 @@ ATTACKS = {
         "print(os.getenv('QALIGN_TEST_SECRET'), ctypes.CDLL(None).getenv(b'QALIGN_TEST_SECRET'))",
         "ok", "None 0\n",
     ),
+    "reading all of the environment": (
+        "import os\nprint(sorted(os.environ))", "ok",
+        "['HOME', 'LD_LIBRARY_PATH', 'OPENBLAS_NUM_THREADS', 'PWD', 'TMPDIR']\n",
+    ),
     "devices": ("import os\nprint(os.listdir('/dev'))", "ok", "['null']\n"),
     "our packages": (
         "import os, pathlib\nprint([*pathlib.Path(os.__file__).parent.glob('*-packages/*')])",
