@@ -130,15 +130,9 @@ def check_output(path: str | os.PathLike, flag: str) -> None:
     name = os.path.basename(text)
     if "\0" in text or not name or len(os.fsencode(name)) > LONGEST_NAME:
         raise ValueError(f"--{flag}={text!r} is no file's name, or too long for one")
-    folder = os.path.abspath(text)
-    if os.path.isdir(folder):
+    if os.path.isdir(text):
         raise ValueError(f"--{flag}={text} is a folder; name a file")
-    while not os.path.lexists(folder := os.path.dirname(folder)):
-        pass
-    if not os.path.isdir(folder):
-        raise ValueError(f"--{flag}={text}: {folder} is not a folder; name a file elsewhere")
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise ValueError(f"--{flag}={text}: {folder} cannot be written to; name a file elsewhere")
+    storage.check_folder(os.path.dirname(os.path.abspath(text)), f"the folder of --{flag}")
 
 
 def parse_json(text: str | bytes, where: str, remedy: str, **options: Any) -> Any:
