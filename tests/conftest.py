@@ -3,6 +3,12 @@
 import json
 import os
 import pathlib
+import signal
+
+# A shell without job control starts what it puts behind `&` with SIGINT ignored, and the processes
+# that tests start would inherit that.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = (
@@ -35,7 +41,12 @@ SECRETS = {
 
 
 # The files that take minutes come first: the last one would leave the other processes idle.
-LONGEST = ("test_readmes.py", "test_run.py", "test_fits.py")
+LONGEST = ("test_fits.py", "test_notebooks.py", "test_readmes.py", "test_run.py")
+
+
+def pytest_configure(config):
+    """Keeps that order under xdist, which would start the files of many tests first."""
+    config.option.loadscopereorder = False
 
 
 def pytest_collection_modifyitems(config, items):
@@ -82,7 +93,11 @@ def demo(tmp_path_factory):
         folder = folder.parent
     with filelock.FileLock(folder / "demo.lock"):
         if not (folder / "demo").exists():
-            case = ("run", "--config.fast=True", f"--config.cache_dir={folder / 'demo_cache'}")
+            # slots change no answer; of the demo's 128 half would be idle and computed all the same
+            case = (
+                "run", "--config.fast=True", "--config.evaluation.slots=16",
+                f"--config.cache_dir={folder / 'demo_cache'}",
+            )  # fmt: skip
             [ended] = run_commands([case], folder, together="demo", **SECRETS).values()
             (folder / "demo.json").write_text(json.dumps(ended, default=str))
         status, stdout, stderr, place = json.loads((folder / "demo.json").read_text())

@@ -125,7 +125,7 @@ def small(module, words):
         model = re.sub(":.*", ":tiny", config)
         return [model, "--config.mesh=fsdp:4x4", *(word for word in words if word != config)]
     if not config:
-        return words
+        return [*words, "--slots=8"] if module == "generate" else words
     words = [word for word in words if not word.startswith(("--coordinator", "--process"))]
     words = [re.sub("(config.(base|large|expert|antiexpert))=.*", r"\1=model", w) for w in words]
     words = [re.sub("tokenizer=.*", "tokenizer=model/tokenizer.model", word) for word in words]
@@ -136,7 +136,7 @@ def small(module, words):
     if "--config.responses=gsm8k" in words:
         words.append("--config.paths.responses=data/gsm8k.jsonl")
     for name in trained:
-        words += [f"--config.{name}.{key}" for key in ("steps=2", "rows=8", "length=512")]
+        words += [f"--config.{name}.{key}" for key in ("steps=2", "rows=2", "length=512")]
     for benchmark in ("mgsm", "msvamp"):
         key = f"--config.evaluation.benchmarks.{benchmark}"
         words.append(f"{key}.max_new_tokens=8")
