@@ -18,7 +18,7 @@ REMAT_POLICIES = {
     "none": None,
 }
 # How the rows of a packed batch attend (models/attention.py).
-ATTENTION = ("auto", "plain", "splash")
+ATTENTION = ("auto", "plain", "blocked", "splash")
 
 # What a field may hold. No model comes near the limits: they keep a damaged file from being
 # taken for a model that no memory holds.
@@ -129,7 +129,7 @@ class Execution:
 
     dtype: str = "bfloat16"  # of activations and products; parameters in training stay float32
     remat: str = "full"  # a key of REMAT_POLICIES
-    attention: str = "auto"  # of packed rows: plain, splash, or what suits the device
+    attention: str = "auto"  # of packed rows: one of ATTENTION
     scan_layers: bool = True  # False unrolls: XLA on CPU runs a loop's body on one core
 
     def __post_init__(self):

@@ -101,7 +101,7 @@ def wide():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("remat", REMAT_POLICIES)
-@pytest.mark.parametrize("attention", ["plain", "splash"])
+@pytest.mark.parametrize("attention", ["plain", "blocked", "splash"])
 def test_every_remat_policy_and_attention_on_a_mesh_equals_the_plain_step(remat, attention, wide):
     config, params, batch, expected = wide
     model = Llama(config, dataclasses.replace(PLAIN, remat=remat, attention=attention))
@@ -109,7 +109,7 @@ def test_every_remat_policy_and_attention_on_a_mesh_equals_the_plain_step(remat,
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("attention", ["plain", "splash"])
+@pytest.mark.parametrize("attention", ["plain", "blocked", "splash"])
 def test_in_bfloat16_they_stay_within_a_hundredth_of_the_plain_step(attention, wide):
     config, params, batch, _ = wide
     bf16 = dataclasses.replace(PLAIN, dtype="bfloat16")
