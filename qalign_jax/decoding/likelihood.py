@@ -13,8 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from qalign_jax.data.packing import packed_rows
-from qalign_jax.decoding.slots import Plan
-from qalign_jax.parallel.mesh import batch_shards, sharding_of
+from qalign_jax.decoding.combine import Combine
+from qalign_jax.decoding.plan import Plan, each_model
+from qalign_jax.parallel.mesh import batch_shards
 
 ROW_LENGTH = 512  # unless one segment alone is longer
 POSITIONS = 8192  # of a pass, at least one row
@@ -29,15 +30,15 @@ class Continuation(NamedTuple):
 
 
 def log_likelihoods(
-    plan: Plan, params, continuations: Sequence[Continuation]
+    plan: Plan, params, combine: Combine, continuations: Sequence[Continuation]
 ) -> Iterator[tuple[int, float]]:
     """Yields (index, log-likelihood in nats of what follows the prompt), in any order.
 
     One compiled program scores all of them; EOS behind a continuation is not scored.
 
     Args:
-      plan: models, how their logits are combined, and the mesh; as of an `Engine`.
-      params: a tree a model.
+      plan: models and mesh, as of an `Engine`.
+      params: a tree a model; combine: how their logits are combined.
 
     Raises:
       ValueError: at once: nothing follows a prompt, or it has more tokens than the models take.
@@ -49,10 +50,10 @@ def log_likelihoods(
                 f"continuation {index} has {len(ids)} tokens, {prompt} of them its prompt's; "
                 f"expected 1 or more of each and at most {longest + 1} in all"
             )
-    return _passes(plan, params, continuations)
+    return _passes(plan, params, combine, continuations)
 
 
-def _passes(plan, params, continuations) -> Iterator[tuple[int, float]]:
+def _passes(plan, params, combine, continuations) -> Iterator[tuple[int, float]]:
     if not continuations:
         return
     # input tokens -> the continuations that have these
@@ -79,7 +80,7 @@ def _passes(plan, params, continuations) -> Iterator[tuple[int, float]]:
         for i, row in enumerate(part):
             for name, values in zip(arrays, row[:-1], strict=True):
                 arrays[name][i, : len(values)] = values
-        scores = jax.device_get(_score(plan, params, **arrays))
+        scores = jax.device_get(_score(plan, params, combine, **arrays))
         for i, row in enumerate(part):
             for index in dict.fromkeys(row.owners):
                 own = np.flatnonzero(np.asarray(row.owners) == index)
@@ -115,24 +116,24 @@ def _row(row, segments, sharing, continuations, length) -> _Row:
 
 
 @functools.partial(jax.jit, static_argnames="plan")
-def _score(plan: Plan, params, tokens, positions, segment_ids, columns, targets) -> jax.Array:
+def _score(
+    plan: Plan, params, combine, tokens, positions, segment_ids, columns, targets
+) -> jax.Array:
     """Log-probabilities [B, C] f32 of `targets` after the tokens at `columns`; whole on every host.
 
     Args:
       tokens, positions, segment_ids: [B, T] int32; columns, targets: [B, C] int32.
     """
-    if plan.mesh is not None:
-        split = sharding_of(plan.mesh, ("batch", None))
-        tokens = jax.lax.with_sharding_constraint(tokens, split)
-    logits = []
-    for model, weights in zip(plan.models, params, strict=True):
+    tokens = plan.place(tokens, ("batch", None))
+
+    def read(model, weights, cache):
         whole: Any = model.apply(
             {"params": weights}, tokens, positions, segment_ids, columns, method="logits_at"
         )
-        logits.append(whole.reshape(-1, whole.shape[-1]))
-    combined = plan.combine(logits, plan.vocab_size)
+        return whole.reshape(-1, whole.shape[-1]), cache
+
+    logits, _ = each_model(plan, params, None, read)
+    combined = combine(logits, plan.vocab_size)
     chosen = jnp.take_along_axis(combined, targets.reshape(-1, 1), axis=-1)[:, 0]
     scores = (chosen - jax.nn.logsumexp(combined, axis=-1)).reshape(targets.shape)
-    if plan.mesh is not None:
-        scores = jax.lax.with_sharding_constraint(scores, sharding_of(plan.mesh, (None, None)))
-    return scores
+    return plan.place(scores, (None, None))

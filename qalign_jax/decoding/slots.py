@@ -1,41 +1,28 @@
 """Decoding on the device: rows of a fixed batch, filled by prefill, advanced by one loop.
 
-The two compiled functions are specialised by a hashable `Plan`, so that engines of equal models
+The compiled functions are specialised by a hashable `Plan`, so that engines of equal models
 share programs. Shape letters as in models/llama.py; B counts slots here.
 """
 
-import dataclasses
 import functools
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from flax import struct
-from jax.sharding import Mesh
 
-from qalign_jax.decoding.sampling import Sampling, choose, row_keys
+from qalign_jax.decoding.combine import Combine
+from qalign_jax.decoding.plan import (
+    Plan,
+    abstract_caches,
+    each_model,
+    empty_caches,
+    place_caches,
+)
+from qalign_jax.decoding.sampling import choose, row_keys
 from qalign_jax.decoding.trace import Columns, trace_tokens
-from qalign_jax.models.cache import cache_axes, empty_cache, write_prompts
+from qalign_jax.models.cache import read_prompts, write_prompts
 from qalign_jax.models.llama import Llama
-from qalign_jax.parallel.mesh import sharding_of
-
-
-@dataclasses.dataclass(frozen=True)
-class Plan:
-    """All that a compiled program depends on; the sampling's seed is left at 0 here."""
-
-    models: tuple[Llama, ...]
-    combine: Callable
-    sampling: Sampling
-    mesh: Mesh | None
-    slots: int
-    length: int  # S, of every cache, and the room for outputs
-    trace: bool = False
-
-    @property
-    def vocab_size(self) -> int:
-        """The ids that all models have."""
-        return min(model.config.vocab_size for model in self.models)
+from qalign_jax.parallel.mesh import abstract_on
 
 
 class Slots(struct.PyTreeNode):
@@ -44,7 +31,7 @@ class Slots(struct.PyTreeNode):
     A row's newest token is not in the caches yet: the next step reads it, at `positions`.
     """
 
-    caches: tuple  # a model's each, as models/cache.py's empty_cache
+    caches: tuple  # as plan.py's empty_caches
     tokens: jax.Array  # [B] int32, the newest token
     positions: jax.Array  # [B] int32, its position in the sequence
     requests: jax.Array  # [B] int32, the request's number, for its random key
@@ -56,41 +43,21 @@ class Slots(struct.PyTreeNode):
     traced: Columns | None  # [B, S], at the same positions; None where the plan traces nothing
 
 
-def _place(plan: Plan, array: jax.Array, axes: tuple[str | None, ...]) -> jax.Array:
-    if plan.mesh is None:
-        return array
-    return jax.lax.with_sharding_constraint(array, sharding_of(plan.mesh, axes))
-
-
 def _place_slots(plan: Plan, slots: Slots) -> Slots:
     """Caches split over batch and heads; the rest on every device, for every host to read."""
-    caches = tuple(
-        tuple(_place(plan, whole, cache_axes(model.config)) for whole in cache)
-        for model, cache in zip(plan.models, slots.caches, strict=True)
-    )
     whole = jax.tree.map(
-        lambda array: _place(plan, array, (None,) * array.ndim), slots.replace(caches=())
+        lambda array: plan.place(array, (None,) * array.ndim), slots.replace(caches=())
     )
-    return whole.replace(caches=caches)
+    return whole.replace(caches=place_caches(plan, slots.caches))
 
 
 def abstract_slots(plan: Plan) -> Slots:
     """Slots on the plan's mesh as ShapeDtypeStructs with shardings: for compiling ahead."""
     shapes, mesh = jax.eval_shape(lambda: empty_slots(plan)), plan.mesh
     assert mesh, "slots are compiled ahead of time for a mesh"
-
-    def on_mesh(array, axes):
-        sharding = sharding_of(mesh, axes)
-        return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=sharding)
-
-    caches = tuple(
-        tuple(on_mesh(whole, cache_axes(model.config)) for whole in cache)
-        for model, cache in zip(plan.models, shapes.caches, strict=True)
-    )
-    whole = jax.tree.map(
-        lambda array: on_mesh(array, (None,) * array.ndim), shapes.replace(caches=())
-    )
-    return whole.replace(caches=caches)
+    whole = shapes.replace(caches=())
+    axes = jax.tree.map(lambda array: (None,) * array.ndim, whole)
+    return abstract_on(mesh, whole, axes).replace(caches=abstract_caches(plan))
 
 
 @functools.partial(jax.jit, static_argnames="plan")
@@ -98,10 +65,7 @@ def empty_slots(plan: Plan) -> Slots:
     """All slots idle."""
     row = jnp.zeros(plan.slots, jnp.int32)
     slots = Slots(
-        caches=tuple(
-            empty_cache(model.config, model.execution.dtype, plan.slots, plan.length)
-            for model in plan.models
-        ),
+        caches=empty_caches(plan),
         tokens=row,
         positions=row,
         requests=row,
@@ -116,9 +80,27 @@ def empty_slots(plan: Plan) -> Slots:
 
 
 @functools.partial(jax.jit, static_argnames="plan", donate_argnames="slots")
+def share_prefix(plan: Plan, params, slots: Slots, tokens) -> Slots:
+    """Reads tokens [S'] that all prompts begin with, once, into the caches of all rows."""
+    rows = jnp.arange(plan.slots)
+
+    def read(model: Llama, weights, cache):
+        last, kv = model.apply(
+            {"params": weights}, tokens[None], jnp.full(1, len(tokens)), method="prefill"
+        )
+        kv = jax.tree.map(lambda one: jnp.repeat(one, plan.slots, axis=one.ndim - 4), kv)
+        return last, write_prompts(model.config, cache, rows, 0, kv)
+
+    caches = each_model(plan, params, slots.caches, read)[1]
+    return slots.replace(caches=place_caches(plan, caches))
+
+
+@functools.partial(jax.jit, static_argnames=("plan", "start"), donate_argnames="slots")
 def fill(
     plan: Plan,
+    start: int,
     params,
+    combine: Combine,
     key,
     eos_ids,
     slots: Slots,
@@ -132,35 +114,43 @@ def fill(
 ) -> Slots:
     """Prefills prompts into slots and chooses the first token of each.
 
+    A prompt may come in parts. Before its last part its limit is 0: the row stays idle.
+
     Args:
-      params: a tree a model; key: the random key of the whole run; eos_ids: [E] int32.
-      tokens: [P, T] int32, right-padded; lengths, rows, requests, generated, limits: [P] int32. A
-        row of `plan.slots` or more is padding of the prefill batch, and dropped. `generated`
-        counts the tokens of the request's earlier turns.
+      start: how many tokens of every prompt are in the caches of its row.
+      params: as hold_params of plan.py; combine: how the models' logits are combined.
+      key: the random key of the whole run; eos_ids: [E] int32.
+      tokens: [P, T] int32, right-padded, what comes behind the first `start` tokens.
+      lengths, rows, requests, generated, limits: [P] int32. A row of `plan.slots` or more is
+        padding of the prefill batch, and dropped. `generated` counts the tokens of the request's
+        earlier turns.
       stop_table: of turns.py, [N + 1, V] int32, or None where no string ends a row.
     """
-    tokens = _place(plan, tokens, ("batch", None))
-    logits, caches = [], []
-    for model, weights, cache in zip(plan.models, params, slots.caches, strict=True):
-        last, kv = model.apply({"params": weights}, tokens, lengths, method="prefill")
-        logits.append(last)
-        caches.append(write_prompts(model.config, cache, rows, kv))
-    chosen, traced = _choose(plan, logits, key, requests, generated)
+    tokens = plan.place(tokens, ("batch", None))
+
+    def read(model: Llama, weights, cache):
+        before = read_prompts(model.config, cache, rows, start) if start else None
+        last, kv = model.apply({"params": weights}, tokens, lengths, before, method="prefill")
+        return last, write_prompts(model.config, cache, rows, start, kv)
+
+    logits, caches = each_model(plan, params, slots.caches, read)
+    chosen, traced = _choose(plan, combine, logits, key, requests, generated)
     active = limits > generated
     kept, generated, active = _count(eos_ids, chosen, active, generated, limits)
     matched, active = _match(stop_table, chosen, jnp.zeros_like(lengths), active)
     first = jnp.where(kept, chosen, 0)
+    ends = start + lengths
 
     def put(whole, new):
         return whole.at[rows].set(new, mode="drop")
 
     def put_token(whole, new):
-        return whole.at[rows, lengths].set(new, mode="drop")
+        return whole.at[rows, ends].set(new, mode="drop")
 
     slots = Slots(
-        caches=tuple(caches),
+        caches=caches,
         tokens=put(slots.tokens, chosen),
-        positions=put(slots.positions, lengths),
+        positions=put(slots.positions, ends),
         requests=put(slots.requests, requests),
         limits=put(slots.limits, limits),
         generated=put(slots.generated, generated),
@@ -172,11 +162,23 @@ def fill(
     return _place_slots(plan, slots)
 
 
-@functools.partial(jax.jit, static_argnames="plan", donate_argnames="slots")
+@functools.partial(jax.jit, static_argnames=("plan", "room"), donate_argnames="slots")
 def advance(
-    plan: Plan, params, key, eos_ids, slots: Slots, stop_at_active, max_steps, stop_table=None
+    plan: Plan,
+    room: int,
+    params,
+    combine: Combine,
+    key,
+    eos_ids,
+    slots: Slots,
+    stop_at_active,
+    max_steps,
+    stop_table=None,
 ):
     """Decodes until at most `stop_at_active` rows are active, or for `max_steps` tokens.
+
+    Args:
+      room: how much of every cache is read: the positions of active rows stay below it.
 
     Returns:
       the slots, and for the host a copy of (active [B], generated [B], outputs [B, S], traced).
@@ -188,25 +190,25 @@ def advance(
 
     def step(carry):
         steps, slots = carry
-        return steps + 1, _step(plan, params, key, eos_ids, stop_table, slots)
+        return steps + 1, _step(plan, room, params, combine, key, eos_ids, stop_table, slots)
 
     _, slots = jax.lax.while_loop(unfinished, step, (jnp.int32(0), slots))
     slots = _place_slots(plan, slots)  # a loop's result has no constraint of its own
     return slots, (slots.active, slots.generated, slots.outputs, slots.traced)
 
 
-def _step(plan: Plan, params, key, eos_ids, stop_table, slots: Slots) -> Slots:
+def _step(plan: Plan, room: int, params, combine, key, eos_ids, stop_table, slots: Slots) -> Slots:
     # idle rows write past the cache's end, where writes are dropped
     positions = jnp.where(slots.active, slots.positions, plan.length)
-    tokens = _place(plan, slots.tokens, ("batch",))
-    logits, caches = [], []
-    for model, weights, cache in zip(plan.models, params, slots.caches, strict=True):
-        new, cache = model.apply(
-            {"params": weights}, tokens[:, None], positions[:, None], cache, method="decode"
-        )
-        logits.append(new[:, 0])
-        caches.append(cache)
-    chosen, traced = _choose(plan, logits, key, slots.requests, slots.generated)
+    tokens = plan.place(slots.tokens, ("batch",))
+
+    def read(model: Llama, weights, cache):
+        inputs = tokens[:, None], positions[:, None], cache, room
+        new, cache = model.apply({"params": weights}, *inputs, method="decode")
+        return new[:, 0], cache
+
+    logits, caches = each_model(plan, params, slots.caches, read)
+    chosen, traced = _choose(plan, combine, logits, key, slots.requests, slots.generated)
     kept, generated, active = _count(eos_ids, chosen, slots.active, slots.generated, slots.limits)
     matched, active = _match(stop_table, chosen, slots.matched, active)
     column = jnp.where(kept, slots.positions + 1, plan.length)
@@ -216,7 +218,7 @@ def _step(plan: Plan, params, key, eos_ids, stop_table, slots: Slots) -> Slots:
 
     outputs, traced = jax.tree.map(put, (slots.outputs, slots.traced), (chosen, traced))
     slots = slots.replace(
-        caches=tuple(caches),
+        caches=caches,
         tokens=chosen,
         positions=slots.positions + 1,
         generated=generated,
@@ -228,8 +230,10 @@ def _step(plan: Plan, params, key, eos_ids, stop_table, slots: Slots) -> Slots:
     return _place_slots(plan, slots)
 
 
-def _choose(plan: Plan, logits, key, requests, counts) -> tuple[jax.Array, Columns | None]:
-    combined = plan.combine(logits, plan.vocab_size)
+def _choose(
+    plan: Plan, combine: Combine, logits, key, requests, counts
+) -> tuple[jax.Array, Columns | None]:
+    combined = combine(logits, plan.vocab_size)
     chosen = choose(plan.sampling, combined, row_keys(key, requests, counts))
     if not plan.trace:
         return chosen, None

@@ -8,10 +8,6 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-from jax.experimental.pallas.ops.tpu.splash_attention import (
-    splash_attention_kernel,
-    splash_attention_mask,
-)
 
 from qalign_jax.models.config import ATTENTION, RopeScaling
 
@@ -62,13 +58,13 @@ def packed_mask(segment_ids: jax.Array, window: int) -> jax.Array:
     return seen & (segment_ids[:, :, None] == segment_ids[:, None, :])
 
 
-def cache_mask(positions: jax.Array, cache_length: int, window: int) -> jax.Array:
-    """Which cached tokens a new token sees, [B, T, S] bool.
+def cache_mask(positions: jax.Array, room: int, window: int) -> jax.Array:
+    """Which of the first `room` cached tokens a new token sees, [B, T, room] bool.
 
     Args:
       positions: [B, T] int32, the new tokens' positions; their own key is already in the cache.
     """
-    distance = positions[:, :, None] - jnp.arange(cache_length)
+    distance = positions[:, :, None] - jnp.arange(room)
     seen = distance >= 0
     return seen & (distance < window) if window else seen
 
@@ -91,16 +87,46 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Arr
     return jnp.einsum("bkgts,bksh->btkgh", weights, v).reshape(batch, length, heads, head_size)
 
 
+_LETTERS = {"batch": "b", "kv_heads": "k", "length": "s", "head_size": "h"}
+
+
+def attend_cache(q: jax.Array, cache, axes, mask: jax.Array) -> jax.Array:
+    """As `attend`, to one layer's cache.
+
+    Args:
+      q: [B, T, N, H]; mask: [B, T, S] bool.
+      cache: a models/cache.py Cache of one layer, with the logical axes that `axes` has.
+    """
+    batch, length, heads, head_size = q.shape
+    kv_heads = cache.keys.shape[axes.keys.index("kv_heads")]
+    q = q.reshape(batch, length, kv_heads, heads // kv_heads, head_size)
+    # the order of CPUs (models/cache.py), for which XLA has no bf16 products with f32 sums
+    dtype = jnp.float32 if axes.keys[-1] == "length" else q.dtype
+    own_keys, own_values = cache.keys.astype(dtype), cache.values.astype(dtype)
+    keys, values = ("".join(_LETTERS[axis] for axis in each) for each in (axes.keys, axes.values))
+    scores = jnp.einsum(
+        f"btkgh,{keys}->bkgts", q.astype(dtype), own_keys, preferred_element_type=jnp.float32
+    )
+    if cache.key_scales is not None:
+        scores *= cache.key_scales[:, :, None, None]
+    scores = jnp.where(mask[:, None, None], scores * head_size**-0.5, -1e30)
+    weights = jax.nn.softmax(scores, axis=-1)
+    if cache.value_scales is not None:
+        weights *= cache.value_scales[:, :, None, None]
+    out = jnp.einsum(f"bkgts,{values}->btkgh", weights.astype(dtype), own_values)
+    return out.reshape(batch, length, heads, head_size).astype(q.dtype)
+
+
 # Splash's tiles and the TPU's lanes need lengths and head sizes that are multiples of this.
 LANES = 128
 
 
 def packed_kernel(attention: str, platform: str, length: int, head_size: int, dtype: str) -> str:
-    """The kernel of attention in packed rows of this length: "plain", "splash" or "cudnn".
+    """The kernel of attention in packed rows: "plain", "blocked", "splash" or "cudnn".
 
     Args:
       attention: one of ATTENTION. "auto" is splash on a TPU, where the sizes allow it, cuDNN's
-        kernel on a GPU (in 16 bits, with heads up to 128), and plain elsewhere.
+        kernel on a GPU (in 16 bits, with heads up to 128), blocked on a CPU, and plain elsewhere.
 
     Raises:
       ValueError: an unknown kind, or splash asked for on sizes that it cannot tile.
@@ -115,6 +141,8 @@ def packed_kernel(attention: str, platform: str, length: int, head_size: int, dt
         )
     if attention == "splash" or (attention == "auto" and platform == "tpu" and tiles):
         return "splash"
+    if attention == "blocked" or (attention == "auto" and platform == "cpu"):
+        return "blocked"
     narrow = jnp.dtype(dtype).itemsize == 2 and head_size % 8 == 0 and head_size <= 128
     return "cudnn" if attention == "auto" and platform == "gpu" and narrow else "plain"
 
@@ -147,28 +175,33 @@ def splash_attend(
     Returns:
       [B, T, N, H] in q's dtype.
     """
+    # not above: every command would start a fifth of a second later
+    from jax.experimental.pallas.ops.tpu import splash_attention
+
     _, length, heads, _ = q.shape
     kernel = _splash_kernel(length, heads, window, interpret)
     q, k, v = (a.swapaxes(1, 2) for a in (q, k, v))
-    ids = splash_attention_kernel.SegmentIds(q=segment_ids, kv=segment_ids)
+    ids = splash_attention.SegmentIds(q=segment_ids, kv=segment_ids)
     out: Any = jax.vmap(kernel)(q, k, v, ids)
     return out.swapaxes(1, 2)
 
 
 @functools.lru_cache
 def _splash_kernel(length: int, heads: int, window: int, interpret: bool):
+    from jax.experimental.pallas.ops.tpu import splash_attention
+
     shape = (length, length)
     if window:
-        mask = splash_attention_mask.LocalMask(shape, (window - 1, 0), 0)
+        mask = splash_attention.LocalMask(shape, (window - 1, 0), 0)
     else:
-        mask = splash_attention_mask.CausalMask(shape)
+        mask = splash_attention.CausalMask(shape)
     block = next(size for size in (512, 256, 128) if length % size == 0)
     names = ("q", "kv", "q_dkv", "kv_dkv", "kv_dkv_compute", "q_dq", "kv_dq")
     blocks: dict[str, Any] = {f"block_{name}": block for name in names}
-    sizes = splash_attention_kernel.BlockSizes(**blocks)
+    sizes = splash_attention.BlockSizes(**blocks)
     with jax.ensure_compile_time_eval():  # its tables are constants outside of any trace
-        return splash_attention_kernel.make_splash_mha(
-            splash_attention_mask.MultiHeadMask([mask] * heads),
+        return splash_attention.make_splash_mha(
+            splash_attention.MultiHeadMask([mask] * heads),
             block_sizes=sizes, head_shards=1, q_seq_shards=1,
             residual_checkpoint_name="qkvo", interpret=interpret,
         )  # fmt: skip

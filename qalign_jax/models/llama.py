@@ -16,6 +16,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from qalign_jax.models.attention import (
     attend,
+    attend_cache,
     cache_mask,
     cudnn_attend,
     packed_kernel,
@@ -24,10 +25,16 @@ from qalign_jax.models.attention import (
     rotate,
     splash_attend,
 )
-from qalign_jax.models.cache import cache_axes, layer_of, write_cache
+from qalign_jax.models.blocked_attention import blocked_attend
+from qalign_jax.models.cache import cache_axes, cache_length, layer_of, write_cache
 from qalign_jax.models.config import REMAT_POLICIES, Execution, LlamaConfig
 from qalign_jax.models.cross_entropy import cross_entropy
+from qalign_jax.models.multiply import multiply
+from qalign_jax.models.quantization import Matrix
 from qalign_jax.parallel.mesh import Parallelism
+
+# How many of the first axes of each projection are inputs.
+INPUTS = {"query": 1, "key": 1, "value": 1, "out": 2, "gate": 1, "up": 1, "down": 1}
 
 
 def parameter(module, name: str, shape, axes, scale: float | None) -> jax.Array:
@@ -40,13 +47,20 @@ def parameter(module, name: str, shape, axes, scale: float | None) -> jax.Array:
     init = nn.initializers.ones if scale is None else nn.initializers.normal(scale)
     local = tuple(parallel.local(length, axis) for length, axis in zip(shape, axes, strict=True))
     value = module.param(name, nn.with_logical_partitioning(init, axes), local, jnp.float32)
-    return parallel.gather(value.astype(compute_dtype(name, module.execution.dtype)), axes)
+    if name != "embedding":  # what is looked up is cast, not the table
+        value = value.astype(compute_dtype(name, module.execution.dtype))
+    return parallel.gather(value, axes)
 
 
 def project(module, name: str, equation: str, x: jax.Array, shape, axes) -> jax.Array:
-    """Multiplies x by a weight of this name: all seven projections of a layer go through here."""
-    weight = parameter(module, name, shape, axes, module.config.init_scale)
-    return jnp.einsum(equation, x, weight)
+    """Multiplies x by a weight of this name: all seven projections of a layer go through here.
+
+    The weight is an array of `shape`, or for decoding a Matrix.
+    """
+    held = module.get_variable("params", name)
+    if isinstance(held, Matrix):
+        return held.product(x, INPUTS[name], shape[INPUTS[name] :])
+    return multiply(equation, x, parameter(module, name, shape, axes, module.config.init_scale))
 
 
 class RMSNorm(nn.Module):
@@ -68,13 +82,16 @@ class Attention(nn.Module):
     parallel: Parallelism
 
     @nn.compact
-    def __call__(self, x, positions, mask, cache, layer, kernel):
+    def __call__(self, x, before, positions, mask, cache, layer, kernel):
         """Attends among x's own tokens, or, with a cache, to the cache they are written to first.
 
         Args:
-          x: [B, T / tensor, D]; positions: [B, T] int32; layer: its number, for the cache.
+          x: [B, T / tensor, D]; positions: [B, T] int32.
+          before: keys and values [B, S', K, H] of the tokens in front of x's own, or None.
+          cache: of all layers, or where `layer` is None of this one.
           kernel: of attention among own tokens, a name that `packed_kernel` returns.
-          mask: [B, T, S] bool; for splash the segment ids [B, T], of which it makes its own.
+          mask: [B, T, S] bool; for splash and blocked the segment ids [B, T], of which they make
+            their own. S counts `before` and own tokens, or the first positions of the cache.
 
         Returns:
           the output [B, T / tensor, D], the cache, and the keys and values [B, T, K, H] of x.
@@ -95,15 +112,22 @@ class Attention(nn.Module):
         q, k, v = (checkpoint_name(a, "qkvo") for a in (q, k, v))
         if cache is not None:
             cache = write_cache(config, cache, layer, positions, k, v)
-            keys, values = (layer_of(config, whole, layer) for whole in cache)
-            out = attend(q, keys, values, mask)
+            own = layer_of(config, cache, layer, mask.shape[-1])
+            out = attend_cache(q, own, cache_axes(config, layer is None), mask)
         elif splash:
             interpret = self.parallel.platform != "tpu"
             out = splash_attend(q, k, v, mask, config.sliding_window, interpret)
+        elif kernel == "blocked":
+            out = blocked_attend(q, k, v, mask, config.sliding_window)
         elif kernel == "cudnn":
             out = checkpoint_name(cudnn_attend(q, k, v, mask), "qkvo")
         else:
-            out = checkpoint_name(attend(q, k.swapaxes(1, 2), v.swapaxes(1, 2), mask), "qkvo")
+            keys, values = k, v
+            if before is not None:
+                keys = jnp.concatenate([before[0], k], axis=1)
+                values = jnp.concatenate([before[1], v], axis=1)
+            out = attend(q, keys.swapaxes(1, 2), values.swapaxes(1, 2), mask)
+            out = checkpoint_name(out, "qkvo")
         output = (config.n_heads, config.head_size, config.d_model)
         out = project(self, "out", "btnh,nhd->btd", out, output, ("heads", "head_size", "embed"))
         out = checkpoint_name(self.parallel.scatter_length(out), "qkvo")
@@ -130,7 +154,8 @@ class FeedForward(nn.Module):
 class Block(nn.Module):
     """One layer, shaped for nn.scan: the carry is (x, cache, layer number).
 
-    What the scan stacks of every layer is `keep(x, (keys, values))`.
+    The number is None where the cache is this layer's alone. What the scan stacks of every layer is
+    `keep(x, (keys, values))`.
     """
 
     config: LlamaConfig
@@ -138,16 +163,16 @@ class Block(nn.Module):
     parallel: Parallelism
 
     @nn.compact
-    def __call__(self, carry, positions, mask, keep, kernel):
+    def __call__(self, carry, before, positions, mask, keep, kernel):
         x, cache, layer = carry
         shared = (self.config, self.execution, self.parallel)
         norm = functools.partial(RMSNorm, *shared)
         out, cache, kv = Attention(*shared, name="attention")(
-            norm(name="attention_norm")(x), positions, mask, cache, layer, kernel
+            norm(name="attention_norm")(x), before, positions, mask, cache, layer, kernel
         )
         x = x + out
         x = x + FeedForward(*shared, name="mlp")(norm(name="mlp_norm")(x))
-        return (x, cache, layer + 1), keep(x, kv)
+        return (x, cache, None if layer is None else layer + 1), keep(x, kv)
 
 
 def _keep_nothing(x, kv):
@@ -161,6 +186,8 @@ def _keep_kv(x, kv):
 class Llama(nn.Module):
     """The decoder. Methods: `__call__` (hidden states), `layer_means`, `loss`, `logits`,
     `prefill`, `decode`.
+
+    Parameters are those of `init`, their layers stacked, or as `hold` of params.py makes them.
     """
 
     config: LlamaConfig
@@ -172,12 +199,12 @@ class Llama(nn.Module):
         block = Block
         if execution.remat != "none":
             policy = REMAT_POLICIES[execution.remat]
-            block = nn.remat(block, policy=policy, prevent_cse=False, static_argnums=(4, 5))
+            block = nn.remat(block, policy=policy, prevent_cse=False, static_argnums=(5, 6))
         self.layers = nn.scan(
             block,
             variable_axes={"params": 0},
             split_rngs={"params": True},
-            in_axes=(nn.broadcast,) * 4,  # pyright: ignore[reportArgumentType]
+            in_axes=(0, *(nn.broadcast,) * 4),  # pyright: ignore[reportArgumentType]
             length=config.n_layers,
             unroll=1 if execution.scan_layers else config.n_layers,
             metadata_params={nn.PARTITION_NAME: "layers"},
@@ -202,7 +229,7 @@ class Llama(nn.Module):
             execution.attention, self.parallel.platform, tokens.shape[1], config.head_size,
             execution.dtype,
         )  # fmt: skip
-        if kernel == "splash":
+        if kernel in ("splash", "blocked"):
             mask = segment_ids
         else:
             mask = packed_mask(segment_ids, config.sliding_window)
@@ -234,19 +261,26 @@ class Llama(nn.Module):
         hidden = self(tokens, positions, segment_ids)
         return self._logits(jnp.take_along_axis(hidden, columns[:, :, None], axis=1))
 
-    def prefill(self, tokens, lengths):
-        """Reads right-padded prompts.
+    def prefill(self, tokens, lengths, before=None):
+        """Reads right-padded prompts, or their parts behind what is in `before`.
 
         Args:
           tokens: [B, T] int32; lengths: [B] int32, at least 1.
+          before: keys and values of the S' tokens in front of each row, in the form of the second
+            result.
 
         Returns:
-          the logits [B, V] f32 after each prompt's last token, and the keys and values,
-          a pair of [L, B, T, K, H].
+          the logits [B, V] f32 after each row's last token, and its keys and values, a pair of
+          [L, B, T, K, H]; where the layers of the parameters are apart, a tuple with a pair of
+          [B, T, K, H] a layer.
         """
         index, real = _right_padded(tokens, lengths)
-        mask = packed_mask(real.astype(jnp.int32), self.config.sliding_window)
-        hidden, _, kv = self._forward(tokens, index, mask, keep=_keep_kv)
+        start = 0 if before is None else jax.tree.leaves(before)[0].shape[-3]
+        seen = packed_mask(real.astype(jnp.int32), self.config.sliding_window)
+        if start:
+            earlier = cache_mask(start + index, start, self.config.sliding_window)
+            seen = jnp.concatenate([earlier, seen], axis=-1)
+        hidden, _, kv = self._forward(tokens, start + index, seen, before=before, keep=_keep_kv)
         last = jnp.take_along_axis(hidden, (lengths - 1)[:, None, None], axis=1)
         return self._logits(last)[:, 0], kv
 
@@ -271,27 +305,47 @@ class Llama(nn.Module):
 
         mask = packed_mask(real.astype(jnp.int32), self.config.sliding_window)
         hidden, _, means = self._forward(tokens, index, mask, keep=mean)
+        assert not isinstance(means, tuple), "layers are stacked, not held for decoding"
         first, last = mean(self._embed(tokens)), mean(hidden)
         return jnp.concatenate([first[None], means[:-1], last[None]])
 
-    def decode(self, tokens, positions, cache):
+    def decode(self, tokens, positions, cache, room=None):
         """Reads T new tokens a row against a cache.
 
         Args:
-          tokens, positions: [B, T] int32; cache: as `empty_cache`. The tokens' keys and values
-            are written at `positions`, dropped where those are S or more.
+          tokens, positions: [B, T] int32.
+          cache: as `empty_cache`, apart where the layers of the parameters are. The tokens' keys
+            and values are written at `positions`, dropped where those are S or more.
+          room: how many of the cache's first positions are read, all by default; the rows whose
+            positions lie behind them give meaningless logits.
 
         Returns:
           the logits [B, T, V] f32 after each token, and the cache.
         """
-        length = cache[0].shape[cache_axes(self.config).index("length")]
-        mask = cache_mask(positions, length, self.config.sliding_window)
+        room = room or cache_length(self.config, cache)
+        mask = cache_mask(positions, room, self.config.sliding_window)
         hidden, cache, _ = self._forward(tokens, positions, mask, cache=cache)
         return self._logits(hidden), cache
 
-    def _forward(self, tokens, positions, mask, kernel="plain", cache=None, keep=_keep_nothing):
-        carry = (self._embed(self.parallel.seq_shard(tokens)), cache, jnp.int32(0))
-        (x, cache, _), kept = self.layers(carry, positions, mask, keep, kernel)
+    def _forward(
+        self, tokens, positions, mask, kernel="plain", cache=None, before=None, keep=_keep_nothing
+    ):
+        x = self._embed(self.parallel.seq_shard(tokens))
+        apart = self.get_variable("params", "layers")
+        if isinstance(apart, tuple):
+            block = Block(self.config, self.execution, self.parallel, parent=None)
+            caches, kept = [], []
+            for number, weights in enumerate(apart):
+                own, front = (each and each[number] for each in (cache, before))
+                (x, own, _), one = block.apply(
+                    {"params": weights}, (x, own, None), front, positions, mask, keep, kernel
+                )
+                caches.append(own)
+                kept.append(one)
+            cache, kept = tuple(caches), tuple(kept)
+        else:
+            carry = (x, cache, jnp.int32(0))
+            (x, cache, _), kept = self.layers(carry, before, positions, mask, keep, kernel)
         return self.parallel.gather_length(self.norm(x)), cache, kept
 
     def _embed(self, tokens):

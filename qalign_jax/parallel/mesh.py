@@ -135,12 +135,35 @@ def sharding_of(mesh: Mesh, axes: tuple[str | None, ...]) -> NamedSharding:
     return NamedSharding(mesh, spec_of(axes))
 
 
+def abstract_on(mesh: Mesh, shapes, axes):
+    """Shapes and dtypes as ShapeDtypeStructs with shardings: for compiling ahead, and for loading.
+
+    Args:
+      shapes: a tree of what has a shape and a dtype.
+      axes: the same tree with the logical axes of each, a tuple, in its place.
+    """
+    return jax.tree.map(
+        lambda leaf, names: jax.ShapeDtypeStruct(
+            leaf.shape, leaf.dtype, sharding=sharding_of(mesh, names)
+        ),
+        shapes, axes,
+    )  # fmt: skip
+
+
 def on_mesh(mesh: Mesh, specs):
     """A tree of PartitionSpecs as NamedShardings."""
     return jax.tree.map(
         lambda spec: NamedSharding(mesh, spec),
         specs,
         is_leaf=lambda x: isinstance(x, PartitionSpec),
+    )
+
+
+def local_bytes(tree) -> int:
+    """Bytes of one device's part of arrays, or of ShapeDtypeStructs, with shardings."""
+    return sum(
+        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        for leaf in jax.tree.leaves(tree)
     )
 
 

@@ -15,10 +15,9 @@ from flax import struct
 from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from qalign_jax import mistakes
 from qalign_jax.models.config import LlamaConfig
 from qalign_jax.models.llama import Llama
-from qalign_jax.models.params import cast_params, init_params, param_specs
+from qalign_jax.models.params import cast_params, check_divides, init_params, param_specs
 from qalign_jax.parallel.mesh import AXES, BATCH, Parallelism, batch_shards, on_mesh, sharding_of
 from qalign_jax.training.optimizer import OptimizerConfig, make_optimizer
 
@@ -111,7 +110,7 @@ def loss_and_gradients(model: Llama, mesh: Mesh, micro_batches: int = 1):
     config = model.config
     local = model.clone(parallel=Parallelism.manual(mesh))
     specs = param_specs(config)
-    _check_divides(config, local.parallel)
+    check_divides(config, mesh)
 
     def local_loss(params, rows):
         nll = local.apply(
@@ -221,18 +220,3 @@ def make_train_step(
 def rows_multiple(mesh: Mesh, micro_batches: int) -> int:
     """The rows of a batch must be a multiple of this."""
     return batch_shards(mesh) * micro_batches
-
-
-def _check_divides(config: LlamaConfig, parallel: Parallelism) -> None:
-    lengths = {
-        "embed": config.d_model,
-        "heads": config.n_heads,
-        "kv_heads": config.n_kv_heads,
-        "mlp": config.d_ff,
-        "vocab": config.padded_vocab,
-    }
-    mistakes.refuse(
-        line
-        for axis, length in lengths.items()
-        for line in mistakes.of("", parallel.local, length, axis)
-    )

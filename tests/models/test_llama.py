@@ -91,8 +91,8 @@ def test_prefill_and_decode_steps_continue_as_the_whole_row_does(variant, rows):
     lengths = np.array([8, 5])
     logits, kv = apply({"params": params}, rows[:, :8], lengths, method="prefill")
     np.testing.assert_allclose(logits, whole[[0, 1], lengths - 1], atol=1e-5)
-    cache = empty_cache(config, "float32", 2, 24)
-    cache = write_prompts(config, cache, np.arange(2), kv)
+    cache = empty_cache(config, "float32", 2, 24, apart=False)
+    cache = write_prompts(config, cache, np.arange(2), 0, kv)
     for _ in range(10):
         tokens = rows[[0, 1], lengths]
         logits, cache = apply(
@@ -133,7 +133,9 @@ def test_several_tokens_decoded_at_once_have_the_logits_of_the_whole_row(variant
     apply = jax.jit(Llama(config, F32).apply, static_argnames="method")
     lengths = np.array([8, 5])
     _, kv = apply({"params": params}, rows[:, :8], lengths, method="prefill")
-    cache = write_prompts(config, empty_cache(config, "float32", 2, 24), np.arange(2), kv)
+    cache = write_prompts(
+        config, empty_cache(config, "float32", 2, 24, apart=False), np.arange(2), 0, kv
+    )
     for _ in range(3):
         positions = lengths[:, None] + np.arange(4)
         tokens = np.take_along_axis(rows, positions, axis=1)

@@ -1,0 +1,292 @@
+"""What decoding programs depend on, and the models' parameters and caches as they hold them."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from qalign_jax.decoding.sampling import Sampling
+from qalign_jax.models.cache import empty_cache, whole_axes
+from qalign_jax.models.llama import Llama
+from qalign_jax.models.params import abstract_params as shapes_of
+from qalign_jax.models.params import held_axes, hold, is_axes
+from qalign_jax.models.quantization import INT8, check_dtypes
+from qalign_jax.parallel.mesh import abstract_on, batch_shards, sharding_of
+
+# Caches grow in these steps, so that similar runs share a program.
+LENGTH_MULTIPLE = 64
+# The most positions of a prefill, unless one prompt alone has more.
+PREFILL_POSITIONS = 8192
+# The most positions of one prompt in a prefill: rows that decode wait for one part at a time.
+PREFILL_PART = 512
+# The fewest positions of a cache that a step reads, where the cache has more.
+LEAST_ROOM = 256
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """All that a compiled program depends on; the sampling's seed is left at 0 here.
+
+    Layers are `apart` on CPUs, where a loop over stacked layers copies the weights and the cache of
+    each out of the stack. Elsewhere a loop is compiled once for all layers, and neighbouring models
+    of one size are decoded as one, with fewer collectives.
+    """
+
+    models: tuple[Llama, ...]
+    sampling: Sampling
+    mesh: Mesh | None
+    slots: int  # 0: as many as memory holds (memory.py)
+    apart: bool
+    weights_dtype: str = ""  # "" is each model's compute dtype
+    cache_dtype: str = ""
+    length: int = 0  # S, of every cache, and the room for outputs
+    trace: bool = False
+
+    @property
+    def vocab_size(self) -> int:
+        """The ids that all models have."""
+        return min(model.config.vocab_size for model in self.models)
+
+    @property
+    def groups(self) -> list[tuple[Llama, int]]:
+        """Each model that is decoded, and how many are decoded as one."""
+        groups: list[tuple[Llama, int]] = []
+        for model in self.models:
+            if groups and groups[-1][0] == model and not self.apart:
+                groups[-1] = model, groups[-1][1] + 1
+            else:
+                groups.append((model, 1))
+        return groups
+
+    def place(self, array: jax.Array, axes: tuple[str | None, ...]) -> jax.Array:
+        """The array, constrained to the sharding of these logical axes."""
+        if self.mesh is None:
+            return array
+        return jax.lax.with_sharding_constraint(array, sharding_of(self.mesh, axes))
+
+
+def make_plan(
+    models: tuple[Llama, ...],
+    sampling: Sampling,
+    mesh: Mesh | None,
+    slots: int,
+    *,
+    weights_dtype: str = "",
+    cache_dtype: str = "",
+    apart: bool | None = None,
+    trace: bool = False,
+) -> Plan:
+    """What an `Engine` of these models compiles, for caches of no length yet (`with_room`).
+
+    Raises:
+      ValueError: as `Engine`.
+    """
+    if slots < 0:
+        raise ValueError(f"slots {slots}: expected at least 1, or 0 for what memory holds")
+    check_dtypes(weights_dtype, cache_dtype)
+    tensor = mesh.shape["tensor"] if mesh else 1
+    for model in models:
+        if model.config.n_kv_heads % tensor:
+            raise ValueError(
+                f"{model.config.n_kv_heads} key-value heads cannot be split over tensor:{tensor}; "
+                "choose a tensor size that divides them"
+            )
+    platform = mesh.devices.flat[0].platform if mesh else jax.default_backend()
+    return Plan(
+        models, dataclasses.replace(sampling, seed=0), mesh,
+        round_up(slots, batch_shards(mesh) if mesh else 1),
+        platform == "cpu" if apart is None else apart, weights_dtype, cache_dtype,
+        trace=trace,
+    )  # fmt: skip
+
+
+def with_room(plan: Plan, longest: int) -> Plan:
+    """The plan with caches for prompts and answers that together have up to `longest` tokens."""
+    most = min(model.config.max_length for model in plan.models)
+    return dataclasses.replace(plan, length=min(round_up(longest, LENGTH_MULTIPLE), most))
+
+
+def prefill_shape(plan: Plan, prompt_length: int, start: int = 0) -> tuple[int, int]:
+    """Rows and positions of the prefill that reads prompts of up to this length from `start` on.
+
+    Longer prompts than `PREFILL_PART` behind it are read in several.
+    """
+    bucket = min(_bucket(min(prompt_length - start, PREFILL_PART)), plan.length - start)
+    width = min(-(-plan.slots // 8), max(1, PREFILL_POSITIONS // bucket))
+    return round_up(width, batch_shards(plan.mesh) if plan.mesh else 1), bucket
+
+
+def room_for(plan: Plan, longest: int) -> int:
+    """How much of every cache a step reads where the longest row has this many tokens."""
+    return min(max(_bucket(longest), LEAST_ROOM), plan.length)
+
+
+def round_up(number: int, multiple: int) -> int:
+    return -(-number // multiple) * multiple
+
+
+def _bucket(length: int) -> int:
+    """32, 64, 96, 128, 192, 256, ...: few programs, and at most half of the longest row padding."""
+    power = max(32, 1 << (length - 1).bit_length())
+    return power * 3 // 4 if 64 < length <= power * 3 // 4 else power
+
+
+def hold_params(plan: Plan, params: Sequence[Any]) -> tuple[Any, ...]:
+    """The parameters of the plan's models, a tree a group, on their devices.
+
+    Args:
+      params: a tree a model, as `init` makes them or as `hold` leaves them; what is as it must be
+        is not copied.
+    """
+    held, rest = [], list(params)
+    for group, axes in zip(plan.groups, _params_axes(plan), strict=True):
+        model, count = group
+        shardings = None if plan.mesh is None else _shardings(plan.mesh, axes)
+        held.append(_hold(plan, model, tuple(rest[:count]), shardings))
+        del rest[:count]
+    return tuple(held)
+
+
+def _hold(plan: Plan, model: Llama, params: tuple, shardings):
+    make = functools.partial(_held_group, plan, model)
+    if _is_held(params[0], jax.eval_shape(make, params), shardings):
+        return params[0]
+    return jax.jit(make, out_shardings=shardings)(params)
+
+
+def _is_held(params, wanted, shardings) -> bool:
+    """Whether parameters are as a group of one holds them."""
+    if jax.tree.structure(params) != jax.tree.structure(wanted):
+        return False
+    pairs = zip(jax.tree.leaves(params), jax.tree.leaves(wanted), strict=True)
+    if any((own.shape, own.dtype) != (other.shape, other.dtype) for own, other in pairs):
+        return False
+    if shardings is None:
+        return True
+    pairs = zip(jax.tree.leaves(params), jax.tree.leaves(shardings), strict=True)
+    return all(own.sharding.is_equivalent_to(other, own.ndim) for own, other in pairs)
+
+
+def _held_group(plan: Plan, model: Llama, params: tuple):
+    held = [
+        hold(
+            model.config, each, model.execution.dtype,
+            apart=plan.apart, int8=plan.weights_dtype == INT8,
+        )
+        for each in params
+    ]  # fmt: skip
+    if len(held) == 1:
+        return held[0]
+    return {
+        name: jax.tree.map(lambda *leaves, at=at: jnp.stack(leaves, at), *(h[name] for h in held))
+        for name, at in _group_axis(held[0]).items()
+    }
+
+
+def _group_axis(params) -> dict[str, int]:
+    """The axis of the models of a group, by part of the parameters.
+
+    Behind the layers', over which a loop runs; in front of it XLA would copy all layers.
+    """
+    return {name: int(name == "layers") for name in params}
+
+
+def _params_axes(plan: Plan) -> list[Any]:
+    """The logical axes of what `hold_params` returns, a tuple in place of each array."""
+    found = []
+    for model, count in plan.groups:
+        axes = held_axes(model.config, apart=plan.apart, int8=plan.weights_dtype == INT8)
+        if count > 1:
+            axes = {
+                name: jax.tree.map(
+                    lambda names, at=at: (*names[:at], None, *names[at:]), axes[name],
+                    is_leaf=is_axes,
+                )
+                for name, at in _group_axis(axes).items()
+            }  # fmt: skip
+        found.append(axes)
+    return found
+
+
+def _cache_axes(plan: Plan) -> list[Any]:
+    found = []
+    for model, count in plan.groups:
+        axes = whole_axes(model.config, plan.apart, plan.cache_dtype == INT8)
+        if count > 1:
+            axes = jax.tree.map(lambda names: (None, *names), axes, is_leaf=is_axes)
+        found.append(axes)
+    return found
+
+
+def _shardings(mesh: Mesh, axes):
+    return jax.tree.map(lambda names: sharding_of(mesh, names), axes, is_leaf=is_axes)
+
+
+def empty_caches(plan: Plan) -> tuple[Any, ...]:
+    """A cache a group, of zeros."""
+    caches = []
+    for model, count in plan.groups:
+        cache = empty_cache(
+            model.config, model.execution.dtype, plan.slots, plan.length,
+            apart=plan.apart, int8=plan.cache_dtype == INT8,
+        )  # fmt: skip
+        if count > 1:
+            cache = jax.tree.map(lambda whole, n=count: jnp.stack([whole] * n), cache)
+        caches.append(cache)
+    return tuple(caches)
+
+
+def place_caches(plan: Plan, caches: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Caches split over batch and heads."""
+    return tuple(
+        jax.tree.map(lambda names, whole: plan.place(whole, names), axes, cache, is_leaf=is_axes)
+        for axes, cache in zip(_cache_axes(plan), caches, strict=True)
+    )
+
+
+def abstract_params(plan: Plan) -> tuple[Any, ...]:
+    """What `hold_params` returns as ShapeDtypeStructs with shardings: for compiling ahead."""
+    assert plan.mesh, "programs are compiled ahead of time for a mesh"
+    found = []
+    for (model, count), axes in zip(plan.groups, _params_axes(plan), strict=True):
+        wide = (shapes_of(model.config)[0],) * count
+        shapes = jax.eval_shape(functools.partial(_held_group, plan, model), wide)
+        found.append(abstract_on(plan.mesh, shapes, axes))
+    return tuple(found)
+
+
+def abstract_caches(plan: Plan) -> tuple[Any, ...]:
+    """As `abstract_params`, of `empty_caches`."""
+    assert plan.mesh, "programs are compiled ahead of time for a mesh"
+    shapes = jax.eval_shape(lambda: empty_caches(plan))
+    return abstract_on(plan.mesh, shapes, tuple(_cache_axes(plan)))
+
+
+def each_model(
+    plan: Plan, params, caches, function: Callable[[Llama, Any, Any], tuple[jax.Array, Any]]
+) -> tuple[list[jax.Array], tuple[Any, ...]]:
+    """Calls a function for every model, those of a group at once.
+
+    Args:
+      params, caches: a tree a group; caches may be None.
+      function: of a model, its parameters and its cache, returns logits and a new cache.
+
+    Returns:
+      the logits, one a model, and the caches.
+    """
+    logits, new = [], []
+    for place, (model, count) in enumerate(plan.groups):
+        weights, cache = params[place], caches and caches[place]
+        if count == 1:
+            one, cache = function(model, weights, cache)
+            logits.append(one)
+        else:
+            over = _group_axis(weights), 0
+            together, cache = jax.vmap(functools.partial(function, model), over)(weights, cache)
+            logits.extend(together)
+        new.append(cache)
+    return logits, tuple(new)
