@@ -1,14 +1,17 @@
-"""One distribution from several models' logits: the first model's alone, or proxy-tuning."""
+"""One distribution from several models' logits: the first model's alone, or proxy-tuning.
 
-import dataclasses
+Both are arguments of compiled programs: any alpha runs in the program of another.
+"""
+
 import math
 from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+from flax import struct
 
 
-@dataclasses.dataclass(frozen=True)
+@struct.dataclass
 class FirstModel:
     """One model's logits as they are."""
 
@@ -18,18 +21,18 @@ class FirstModel:
         return logits[0].astype(jnp.float32)
 
 
-@dataclasses.dataclass(frozen=True)
+@struct.dataclass
 class ProxyTuning:
     """A large model steered by a small one, tuned against untuned (Liu et al., arXiv 2401.08565).
 
     logits = large + alpha * (expert - anti-expert), on raw next-token logits.
     """
 
-    alpha: float = 1.0
+    alpha: float | jax.Array = 1.0  # f32 where it is traced
     models = 3
 
     def __post_init__(self):
-        if not math.isfinite(self.alpha):
+        if isinstance(self.alpha, int | float) and not math.isfinite(self.alpha):
             raise ValueError(f"alpha={self.alpha}: expected a number")
 
     def __call__(self, logits: Sequence[jax.Array], vocab_size: int) -> jax.Array:
@@ -59,4 +62,4 @@ def combination(models: int, alpha: float = 1.0) -> Combine:
     """
     if models not in (FirstModel.models, ProxyTuning.models):
         raise ValueError(f"{models} models: a system has one, or a large one with two small ones")
-    return FirstModel() if models == 1 else ProxyTuning(alpha)
+    return FirstModel() if models == 1 else ProxyTuning(float(alpha))

@@ -3,11 +3,9 @@
 Evaluation, the `generate` command and proxy-tuning all decode here.
 """
 
-import collections
+import copy
 import dataclasses
-import itertools
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,43 +15,27 @@ from jax.sharding import Mesh
 
 from qalign_jax.decoding.combine import Combine, FirstModel
 from qalign_jax.decoding.likelihood import Continuation, log_likelihoods
+from qalign_jax.decoding.memory import free_bytes, with_slots
+from qalign_jax.decoding.plan import (
+    Plan,
+    hold_params,
+    make_plan,
+    with_room,
+)
+from qalign_jax.decoding.requests import Generated, Request, Rows, Streamed, common_prefix
 from qalign_jax.decoding.sampling import Sampling
-from qalign_jax.decoding.slots import Plan, advance, empty_slots, fill
-from qalign_jax.decoding.trace import Columns
+from qalign_jax.decoding.slots import advance, empty_slots, fill, share_prefix
 from qalign_jax.decoding.turns import Conversations
 from qalign_jax.models.llama import Llama
-from qalign_jax.models.params import cast_params, param_specs
-from qalign_jax.parallel.mesh import batch_shards, on_mesh
 
 # The loop returns to the host after at most this many tokens, to hand over what finished.
 STEPS_PER_CALL = 64
 # With turns it returns sooner: rows that stopped and rows that were replied to wait for it.
 STEPS_PER_CALL_IN_TURNS = 16
-# The most positions of a prefill, unless one prompt alone has more.
-PREFILL_POSITIONS = 8192
-# Caches grow in these steps, so that similar runs share a program.
-LENGTH_MULTIPLE = 64
-
-
-class Generated(NamedTuple):
-    """The answer to a prompt: the prompt's number, the ids without EOS, their trace."""
-
-    number: int
-    tokens: list[int]
-    traced: Columns | None = None
-
-
-@dataclasses.dataclass(frozen=True)
-class _Request:
-    number: int
-    prompt: Sequence[int]
-    limit: int
-    before: Sequence[int] = ()  # the ids that the answer's earlier turns generated
-    traced: Sequence[Columns | None] = ()  # of each of these turns
-
-    def generated(self) -> Generated:
-        traced = jax.tree.map(lambda *turns: np.concatenate(turns), *self.traced)
-        return Generated(self.number, list(self.before), traced)
+# Of a stream it returns with fewer tokens a row, which a reader sees together.
+STEPS_PER_CALL_IN_STREAMS = 8
+# Where answers are wanted in order, prompts are sorted by length within so many a slot.
+SORTED_PER_SLOT = 4
 
 
 class Engine:
@@ -72,28 +54,44 @@ class Engine:
         slots: int = 64,
         sampling: Sampling = Sampling(),
         trace: bool = False,
+        weights_dtype: str = "",
+        cache_dtype: str = "",
+        apart: bool | None = None,
     ):
         """Takes models as (module, params) pairs.
 
-        Matrices are kept in the compute dtype: a decode step reads every one of them, so f32
-        weights under bf16 products would double its time.
+        Matrices are kept in the compute dtype or in int8: a decode step reads every one of them, so
+        f32 weights under bf16 products would double its time.
 
         Args:
           combine: FirstModel(), or ProxyTuning(alpha) for (large, expert, anti-expert).
           eos_ids: any of these ends an answer.
           mesh: where caches are split over batch and key-value heads, and parameters by the
             sharding table; None decodes on one device.
-          slots: rows decoded at once, rounded up to a multiple of the mesh's batch shards.
+          slots: rows decoded at once, rounded up to a multiple of the mesh's batch shards; 0 takes
+            as many as memory holds, at most memory.MOST_SLOTS.
           trace: whether answers are traced (trace.py); their ids are the same.
+          weights_dtype: "int8" holds the layers' matrices so (models/quantization.py).
+          cache_dtype: "int8" holds keys and values so.
+          apart: whether layers are decoded one by one or in a loop; by default what suits the
+            devices (plan.py).
 
         Raises:
-          ValueError: a number of models that `combine` does not take, no slots, key-value heads
-            that the mesh's tensor axis does not divide.
+          ValueError: a number of models that `combine` does not take, fewer than 0 slots,
+            key-value heads that the mesh's tensor axis does not divide, another dtype than "int8".
         """
         modules = tuple(module for module, _ in models)
-        self._plan = make_plan(modules, combine, sampling, mesh, slots, trace)
+        if len(modules) != combine.models:
+            raise ValueError(
+                f"{type(combine).__name__} takes {combine.models} models, {len(modules)} were given"
+            )
+        self._combine = combine
+        self._plan = make_plan(
+            modules, sampling, mesh, slots,
+            weights_dtype=weights_dtype, cache_dtype=cache_dtype, apart=apart, trace=trace,
+        )  # fmt: skip
         self.max_length = min(module.config.max_length for module in modules)
-        self._params = tuple(_held_params(module, params, mesh) for module, params in models)
+        self._params = hold_params(self._plan, [params for _, params in models])
         self._seed = sampling.seed
         self._eos_ids = np.asarray(eos_ids, np.int32)
 
@@ -103,6 +101,7 @@ class Engine:
         max_new_tokens: int,
         numbers: Sequence[int] | None = None,
         conversations: Conversations | None = None,
+        in_order: bool = False,
     ) -> Iterator[Generated]:
         """Decodes prompts; yields answers as rows finish, in any order.
 
@@ -118,11 +117,66 @@ class Engine:
           numbers: of the prompts, 0, 1, ... by default. A number is yielded with its answer and
             seeds its samples, so that a part decoded later samples the same.
           conversations: of the prompts, by their numbers.
+          in_order: begins prompts in about their order, and not the longest first, which decodes
+            somewhat faster.
 
         Raises:
           ValueError: at once, before any work: an empty prompt, one that fills the model's
-            length, an id outside the vocabulary, `max_new_tokens` below 1.
+            length, an id outside the vocabulary, `max_new_tokens` below 1; caches that do not fit
+            in memory beside the weights.
         """
+        steps = STEPS_PER_CALL_IN_TURNS if conversations else STEPS_PER_CALL
+        events = self._events(prompts, max_new_tokens, numbers, conversations, in_order, steps)
+        return (event.answer for event in events if event.answer)
+
+    def stream(
+        self,
+        prompts: Sequence[Sequence[int]],
+        max_new_tokens: int,
+        numbers: Sequence[int] | None = None,
+    ) -> Iterator[Streamed]:
+        """Decodes prompts, in about their order; yields the tokens of running rows as they come.
+
+        The answers are those of `generate`, as are arguments and errors. Closing the iterator ends
+        the decoding and frees the caches.
+        """
+        steps = STEPS_PER_CALL_IN_STREAMS
+        return self._events(prompts, max_new_tokens, numbers, None, True, steps)
+
+    def with_combine(self, combine: Combine) -> "Engine":
+        """An engine of the same weights and programs, whose logits are combined with another alpha.
+
+        Raises:
+          ValueError: a `combine` of another kind.
+        """
+        if type(combine) is not type(self._combine):
+            raise ValueError(
+                f"{type(combine).__name__} in place of {type(self._combine).__name__}; make an "
+                "engine of its models"
+            )
+        other = copy.copy(self)
+        other._combine = combine
+        return other
+
+    def with_options(
+        self, *, slots: int = 64, sampling: Sampling = Sampling(), trace: bool = False
+    ) -> "Engine":
+        """An engine of the same weights with other options, as of a new one.
+
+        Raises:
+          ValueError: fewer than 0 slots.
+        """
+        other, plan = copy.copy(self), self._plan
+        other._plan = make_plan(
+            plan.models, sampling, plan.mesh, slots, weights_dtype=plan.weights_dtype,
+            cache_dtype=plan.cache_dtype, apart=plan.apart, trace=trace,
+        )  # fmt: skip
+        other._seed = sampling.seed
+        return other
+
+    def _events(
+        self, prompts, max_new_tokens, numbers, conversations, in_order, steps
+    ) -> Iterator[Streamed]:
         numbers = range(len(prompts)) if numbers is None else numbers
         requests = self._requests(prompts, max_new_tokens, numbers)
         if not requests:
@@ -130,13 +184,18 @@ class Engine:
         room = conversations.turns.room(max_new_tokens) if conversations else 0
         longest = max(len(request.prompt) + max(request.limit, room) for request in requests)
         plan = with_room(self._plan, longest)
-        return self._run(plan, requests, max_new_tokens, conversations)
+        plan = with_slots(plan, len(requests), free_bytes(plan))
+        # neighbours in a prefill are of like length, and the longest do not come last
+        window = SORTED_PER_SLOT * plan.slots if in_order else len(requests)
+        order = sorted(range(len(requests)), key=lambda i: (i // window, -len(requests[i].prompt)))
+        requests = [requests[i] for i in order]
+        return self._run(plan, requests, max_new_tokens, conversations, steps)
 
     def log_likelihoods(self, continuations: Sequence[Continuation]) -> Iterator[tuple[int, float]]:
         """As decoding/likelihood.py's `log_likelihoods`, with the engine's models."""
-        return log_likelihoods(self._plan, self._params, continuations)
+        return log_likelihoods(self._plan, self._params, self._combine, continuations)
 
-    def _requests(self, prompts, max_new_tokens, numbers) -> list[_Request]:
+    def _requests(self, prompts, max_new_tokens, numbers) -> list[Request]:
         if max_new_tokens < 1:
             raise ValueError(f"max_new_tokens {max_new_tokens}: expected at least 1")
         requests, short = [], []
@@ -158,7 +217,7 @@ class Engine:
                 )
             if room < max_new_tokens:
                 short.append(number)
-            requests.append(_Request(number, prompt, min(max_new_tokens, room)))
+            requests.append(Request(number, prompt, min(max_new_tokens, room)))
         if short:
             logging.warning(
                 "%d prompts (the first is %s) leave room for fewer than %d new tokens in "
@@ -170,145 +229,57 @@ class Engine:
     def _run(
         self,
         plan: Plan,
-        requests: list[_Request],
+        requests: list[Request],
         max_new_tokens: int,
         conversations: Conversations | None,
-    ) -> Iterator[Generated]:
-        # neighbours in a prefill are of like length, and the longest do not come last
-        waiting = collections.deque(sorted(requests, key=lambda r: -len(r.prompt)))
-        constant = (plan, self._params, jax.random.key(self._seed), self._eos_ids)
-        steps, stop_table = STEPS_PER_CALL, None
+        steps: int,
+    ) -> Iterator[Streamed]:
+        key = jax.random.key(self._seed)
+        constant = (self._params, self._combine, key, self._eos_ids)
+        stop_table = None
         if conversations:
-            steps = STEPS_PER_CALL_IN_TURNS
             stop_table = jnp.asarray(conversations.stop_table(plan.vocab_size))
+        # a reply's prompt may begin with other ids; what follows a prefix reads it from the cache,
+        # so that in int8 an answer would depend on what other prompts begin with
+        prefix = [] if conversations or plan.cache_dtype else common_prefix(requests)
         slots = empty_slots(plan)
-        running: dict[int, _Request] = {}
-        paused: dict[int, _Request] = {}  # by number, until they are replied to
-        idle = list(range(plan.slots))
-        finished = []
-        while waiting or running or paused:
+        if prefix:
+            slots = share_prefix(plan, self._params, slots, np.asarray(prefix, np.int32))
+        rows = Rows(plan, len(prefix), requests)
+        paused: dict[int, Request] = {}  # by number, until they are replied to
+        news: list[Streamed] = []
+        while rows.busy or paused:
             if conversations and paused:
-                nothing_else = not (waiting or running)
-                replied = conversations.ready(plan.length, max_new_tokens, wait=nothing_else)
+                replied = conversations.ready(plan.length, max_new_tokens, wait=not rows.busy)
                 for number, prompt in replied:
                     request = paused.pop(number)
                     if prompt is None:
-                        finished.append(request.generated())
+                        news.append(request.ended([]))
                     else:  # in front, so that few answers are begun and not ended
                         limit = min(max_new_tokens, plan.length - len(prompt))
-                        request = dataclasses.replace(request, prompt=prompt, limit=limit)
-                        waiting.appendleft(request)
-            while waiting and len(idle) >= self._group_size(plan, waiting):
-                group = [waiting.popleft() for _ in range(self._group_size(plan, waiting))]
-                rows = [idle.pop() for _ in group]
-                running.update(zip(rows, group, strict=True))
-                prefill = self._prefill(plan, group, rows)
-                slots = fill(*constant, slots, **prefill, stop_table=stop_table)
-            wanted = self._group_size(plan, waiting) if waiting else plan.slots
-            slots, report = advance(*constant, slots, plan.slots - wanted, steps, stop_table)
-            yield from finished  # the device works meanwhile
-            finished = []
+                        rows.wait_in_front(dataclasses.replace(request, prompt=prompt, limit=limit))
+            for start, part in rows.parts():
+                slots = fill(plan, start, *constant, slots, **part, stop_table=stop_table)
+            room, stop_at_active, most = rows.next_steps(steps)
+            slots, report = advance(plan, room, *constant, slots, stop_at_active, most, stop_table)
+            yield from news  # the device works meanwhile
+            news = []
             active, generated, outputs, traced = jax.device_get(report)
-            rows = [row for row in running if not active[row]]
-            for row in rows:
-                request = running.pop(row)
+            for row, request in list(rows.running.items()):
                 start, before = len(request.prompt), len(request.before)
                 turn = row, slice(start, start + generated[row] - before)
                 ids = outputs[turn].tolist()
+                new = rows.take(row, ids, bool(active[row]))
+                if active[row]:
+                    news.append(Streamed(request.number, new))
+                    continue
                 part = jax.tree.map(lambda column, turn=turn: column[turn], traced)
                 request = dataclasses.replace(
                     request, before=[*request.before, *ids], traced=[*request.traced, part]
                 )
                 if conversations and conversations.ended(request.number, ids):
                     paused[request.number] = request
+                    news.append(Streamed(request.number, new))
                 else:
-                    finished.append(request.generated())
-            idle.extend(rows)
-        yield from finished
-
-    def _group_size(self, plan: Plan, waiting) -> int:
-        most, _ = prefill_shape(plan, 1)
-        longest = max(len(request.prompt) for request in itertools.islice(waiting, most))
-        return min(len(waiting), prefill_shape(plan, longest)[0])
-
-    def _prefill(self, plan: Plan, group: list[_Request], rows: list[int]) -> dict:
-        """The arguments of `fill`; rows past the group's end are dropped there."""
-        width, bucket = prefill_shape(plan, max(len(request.prompt) for request in group))
-        arrays = dict(
-            tokens=np.zeros((width, bucket), np.int32),
-            lengths=np.ones(width, np.int32),
-            rows=np.full(width, plan.slots, np.int32),
-            requests=np.zeros(width, np.int32),
-            generated=np.zeros(width, np.int32),
-            limits=np.zeros(width, np.int32),
-        )
-        for i, (request, row) in enumerate(zip(group, rows, strict=True)):
-            arrays["tokens"][i, : len(request.prompt)] = request.prompt
-            arrays["lengths"][i] = len(request.prompt)
-            arrays["rows"][i] = row
-            arrays["requests"][i] = request.number
-            arrays["generated"][i] = len(request.before)
-            arrays["limits"][i] = len(request.before) + request.limit
-        return arrays
-
-
-def make_plan(
-    models: tuple[Llama, ...],
-    combine: Combine,
-    sampling: Sampling,
-    mesh: Mesh | None,
-    slots: int,
-    trace: bool = False,
-) -> Plan:
-    """What an `Engine` of these models compiles, for caches of no length yet (`with_room`).
-
-    Raises:
-      ValueError: as `Engine`.
-    """
-    if len(models) != combine.models:
-        raise ValueError(
-            f"{type(combine).__name__} takes {combine.models} models, {len(models)} were given"
-        )
-    if slots < 1:
-        raise ValueError(f"slots {slots}: expected at least 1")
-    tensor = mesh.shape["tensor"] if mesh else 1
-    for model in models:
-        if model.config.n_kv_heads % tensor:
-            raise ValueError(
-                f"{model.config.n_kv_heads} key-value heads cannot be split over tensor:{tensor}; "
-                "choose a tensor size that divides them"
-            )
-    slots = _round_up(slots, batch_shards(mesh) if mesh else 1)
-    sampling = dataclasses.replace(sampling, seed=0)
-    return Plan(models, combine, sampling, mesh, slots, length=0, trace=trace)
-
-
-def with_room(plan: Plan, longest: int) -> Plan:
-    """The plan with caches for prompts and answers that together have up to `longest` tokens."""
-    most = min(model.config.max_length for model in plan.models)
-    return dataclasses.replace(plan, length=min(_round_up(longest, LENGTH_MULTIPLE), most))
-
-
-def prefill_shape(plan: Plan, prompt_length: int) -> tuple[int, int]:
-    """Rows and positions of the prefill that takes prompts of up to this length."""
-    bucket = min(_bucket(prompt_length), plan.length)
-    width = min(-(-plan.slots // 8), max(1, PREFILL_POSITIONS // bucket))
-    return _round_up(width, batch_shards(plan.mesh) if plan.mesh else 1), bucket
-
-
-def _held_params(model: Llama, params, mesh: Mesh | None):
-    """On their devices, in the compute dtype."""
-    params = cast_params(params, model.execution.dtype)
-    if mesh is None:
-        return jax.tree.map(jnp.asarray, params)
-    return jax.device_put(params, on_mesh(mesh, param_specs(model.config)))
-
-
-def _round_up(number: int, multiple: int) -> int:
-    return -(-number // multiple) * multiple
-
-
-def _bucket(length: int) -> int:
-    """32, 64, 96, 128, 192, 256, ...: few programs, and at most half of the longest row padding."""
-    power = max(32, 1 << (length - 1).bit_length())
-    return power * 3 // 4 if 64 < length <= power * 3 // 4 else power
+                    news.append(request.ended(new))
+        yield from news

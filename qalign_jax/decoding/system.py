@@ -1,6 +1,7 @@
 """A system: one model, or a large one that an expert steers against an anti-expert."""
 
 import collections
+import copy
 import dataclasses
 import os
 from collections.abc import Iterator, Sequence
@@ -9,33 +10,49 @@ from typing import NamedTuple
 from jax.sharding import Mesh
 
 from qalign_jax.checkpoints.model import Model, load_model, tokenizer_directory
+from qalign_jax.data.text_stream import TextStream
 from qalign_jax.data.tokenizer import Tokenizer, difference, load_tokenizer
-from qalign_jax.decoding.combine import Combine, combination
-from qalign_jax.decoding.engine import Engine, Generated
+from qalign_jax.decoding.combine import Combine, ProxyTuning, combination
+from qalign_jax.decoding.engine import Engine, Generated, Streamed
 from qalign_jax.decoding.likelihood import Continuation
 from qalign_jax.decoding.sampling import Sampling
 from qalign_jax.decoding.trace import Trace
 from qalign_jax.decoding.turns import Conversations, Turns
-from qalign_jax.models.params import cast_params
+from qalign_jax.models.quantization import check_dtypes
 
 
 @dataclasses.dataclass(frozen=True)
 class System:
-    """Loaded models, and how their logits are combined: made by `System.of` or `System.load`."""
+    """Loaded models, and how their logits are combined: made by `System.of` or `System.load`.
+
+    The two dtypes are as of `Engine`, of weights and of caches.
+    """
 
     models: tuple[Model, ...]
     combine: Combine
     names: tuple[str, ...]  # of the models, for messages
+    weights_dtype: str = ""
+    cache_dtype: str = ""
 
     @classmethod
-    def of(cls, models: Sequence[Model], names: Sequence[str], alpha: float = 1.0) -> "System":
+    def of(
+        cls,
+        models: Sequence[Model],
+        names: Sequence[str],
+        alpha: float = 1.0,
+        *,
+        weights_dtype: str = "",
+        cache_dtype: str = "",
+    ) -> "System":
         """A system of one model, or of (large, expert, anti-expert).
 
         Raises:
-          ValueError: another number of models, or tokenizers that differ.
+          ValueError: another number of models, tokenizers that differ, another dtype than "int8".
         """
+        check_dtypes(weights_dtype, cache_dtype)
         check_tokenizers(names, [model.tokenizer for model in models])
-        return cls(tuple(models), combination(len(models), alpha), tuple(names))
+        combine = combination(len(models), alpha)
+        return cls(tuple(models), combine, tuple(names), weights_dtype, cache_dtype)
 
     @classmethod
     def load(
@@ -45,25 +62,28 @@ class System:
         alpha: float = 1.0,
         mesh: Mesh | None = None,
         dtype: str | None = None,
+        weights_dtype: str = "",
+        cache_dtype: str = "",
     ) -> "System":
         """Loads a system from directories; arguments as of `load_model` and `of`.
 
-        Weights are kept in the compute dtype alone: one model at a time is in memory as loaded.
+        Weights are kept as decoding holds them, and in no other form.
 
         Raises:
           ValueError: as both; tokenizers that differ before any weight is read.
         """
+        check_dtypes(weights_dtype, cache_dtype)
         names = [os.fspath(path) for path in directories]
         tokenizers = [load_tokenizer(tokenizer_directory(name)) for name in names]
         check_tokenizers(names, tokenizers)
         combination(len(names), alpha)  # raises before any weight is read
-        models = []
-        for name, tokenizer in zip(names, tokenizers, strict=True):
-            model = load_model(name, mesh=mesh, dtype=dtype, tokenizer=tokenizer)
-            params = cast_params(model.params, model.execution.dtype)
-            models.append(dataclasses.replace(model, params=params))
-            del model, params
-        return cls.of(models, names, alpha)
+        models = [
+            load_model(
+                name, mesh=mesh, dtype=dtype, tokenizer=tokenizer, weights_dtype=weights_dtype
+            )
+            for name, tokenizer in zip(names, tokenizers, strict=True)
+        ]
+        return cls.of(models, names, alpha, weights_dtype=weights_dtype, cache_dtype=cache_dtype)
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -99,6 +119,8 @@ class System:
             slots=slots,
             sampling=sampling,
             trace=trace,
+            weights_dtype=self.weights_dtype,
+            cache_dtype=self.cache_dtype,
         )
 
 
@@ -111,10 +133,18 @@ class Answer(NamedTuple):
     trace: Trace | None = None
 
 
+class Token(NamedTuple):
+    """A token of an answer as it comes: the prompt's number, the id, its text."""
+
+    number: int
+    token: int
+    text: str
+
+
 class TextGenerator:
     """A system's engine with text in and out.
 
-    It keeps the engine's weights, in the compute dtype, and not the system's.
+    It keeps the engine's weights, and not the system's.
     """
 
     def __init__(self, system: System, **options):
@@ -144,6 +174,30 @@ class TextGenerator:
         generated = self._engine.generate(encoded, max_new_tokens, numbers, conversations)
         return self._answers(generated, conversations)
 
+    def stream(self, prompts: Sequence[str], max_new_tokens: int) -> Iterator[Token]:
+        """Yields the tokens of all answers as they come, those of one answer in order.
+
+        Their texts together are that of the answer (data/text_stream.py). Arguments and errors as
+        in `Engine.stream`.
+        """
+        return self._tokens(self._engine.stream(self._encode(prompts), max_new_tokens))
+
+    def with_options(self, **options) -> "TextGenerator":
+        """A generator of the same weights; arguments as of `Engine.with_options`."""
+        other = copy.copy(self)
+        other._engine = self._engine.with_options(**options)
+        return other
+
+    def with_alpha(self, alpha: float) -> "TextGenerator":
+        """A generator of the same three models, steered with another alpha.
+
+        Raises:
+          ValueError: one model alone, or an alpha that is no number.
+        """
+        other = copy.copy(self)
+        other._engine = self._engine.with_combine(ProxyTuning(float(alpha)))
+        return other
+
     def log_likelihoods(
         self, prompts: Sequence[str], choices: Sequence[Sequence[str]]
     ) -> Iterator[tuple[int, list[float]]]:
@@ -165,6 +219,16 @@ class TextGenerator:
             if len(found[index]) == len(choices[index]):
                 row = found.pop(index)
                 yield index, [row[place] for place in range(len(row))]
+
+    def _tokens(self, events: Iterator[Streamed]) -> Iterator[Token]:
+        streams: dict[int, TextStream] = {}
+        for number, tokens, answer in events:
+            if number not in streams:
+                streams[number] = TextStream(self._tokenizers[0])
+            for token in tokens:
+                yield from (Token(number, *told) for told in streams[number].add(token))
+            if answer:
+                yield from (Token(number, *told) for told in streams.pop(number).end())
 
     def _answers(
         self, generated: Iterator[Generated], conversations: Conversations | None

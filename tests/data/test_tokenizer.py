@@ -7,6 +7,7 @@ import pytest
 import tokenizers
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
+from qalign_jax.data.text_stream import TextStream
 from qalign_jax.data.tokenizer import load_tokenizer, train_sentencepiece
 
 HARD_TEXTS = [
@@ -169,6 +170,48 @@ def test_an_id_of_a_character_and_a_part_of_the_next_has_the_text_of_the_first(t
     told, others = loaded.texts(ids, [pieces.index("Ġà¦")] * len(ids))
     assert told == ["a", " ", "ব", "া.", " ", "ব", "া.", "b"]
     assert others == [" "] * len(ids)
+
+
+def streamed(tokenizer, ids):
+    """What comes with each id, then with the end."""
+    stream = TextStream(tokenizer)
+    return [*map(stream.add, ids), stream.end()]
+
+
+@pytest.mark.parametrize("text", SCRIPTS)
+def test_streamed_text_appears_with_the_last_token_of_a_character(any_kind, text):
+    ids = any_kind.encode(text)
+    stream, read = TextStream(any_kind), ""
+    lead = len(complete(any_kind, ids)) - len(text)
+    for end, number in enumerate(ids, 1):
+        read += "".join(text for _, text in stream.add(number))
+        now = complete(any_kind, ids[:end])[lead:]
+        if byte_runs(any_kind):  # whose text comes with the token behind them
+            now = now[: len(read)]
+        assert read == now
+    assert read + "".join(text for _, text in stream.end()) == text
+
+
+def byte_runs(tokenizer):
+    """Whether bytes in a row are decoded together, and one that is no character's spoils all."""
+    ids = tokenizer.encode("𐎠")
+    return "𐎠" not in tokenizer.decode([*ids, ids[-4]])
+
+
+def test_streamed_texts_of_any_ids_together_are_the_decoded_ids(any_kind):
+    rng = np.random.default_rng(0)
+    bytes_ = [i for i in range(any_kind.vocab_size) if any_kind.piece(i).startswith("<0x")]
+    words = [id for text in SCRIPTS for id in any_kind.encode(text)]
+    for size, among in [(90, any_kind.vocab_size + 3), (40, bytes_ or 258), (90, words), (1, 9)]:
+        for _ in range(50):
+            ids = rng.choice(among, size).tolist()
+            told = [pair for new in streamed(any_kind, ids) for pair in new]
+            assert [number for number, _ in told] == ids
+            assert "".join(text for _, text in told) == any_kind.decode(ids)
+    first, *others = any_kind.encode("Tom has 3")
+    ids = [first, *[any_kind.eos_id] * 70, *others]  # more than are decoded together
+    assert "".join(text for new in streamed(any_kind, ids) for _, text in new) == "Tom has 3"
+    assert streamed(any_kind, []) == [[]]
 
 
 def test_a_saved_tokenizer_is_the_same_tokenizer(either, tmp_path):

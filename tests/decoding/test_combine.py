@@ -2,6 +2,8 @@
 
 import dataclasses
 import functools
+import math
+import operator
 
 import jax
 import jax.numpy as jnp
@@ -9,8 +11,9 @@ import numpy as np
 import pytest
 import torch
 
-from qalign_jax.decoding.combine import ProxyTuning
+from qalign_jax.decoding.combine import FirstModel, ProxyTuning
 from qalign_jax.decoding.engine import Engine
+from qalign_jax.decoding.slots import advance, fill
 from qalign_jax.models.config import Execution, LlamaConfig
 from qalign_jax.models.llama import Llama
 from qalign_jax.models.params import init_params
@@ -77,18 +80,30 @@ def decode(alpha, antiexpert, **options):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("alpha", "antiexpert"),
-    [(1.0, SMALL), (0.6, LARGER_VOCABULARY)],
-    ids=["alpha 1", "alpha 0.6, larger vocabulary"],
+    ("alpha", "antiexpert", "apart"),
+    [(1.0, SMALL, True), (0.6, LARGER_VOCABULARY, True), (1.0, SMALL, False)],
+    ids=["alpha 1", "alpha 0.6, larger vocabulary", "expert and anti-expert as one"],
 )
-def test_tokens_are_those_of_three_models_added_up(alpha, antiexpert):
-    assert decode(alpha, antiexpert, slots=2) == reference(alpha, antiexpert)
+def test_tokens_are_those_of_three_models_added_up(alpha, antiexpert, apart):
+    assert decode(alpha, antiexpert, slots=2, apart=apart) == reference(alpha, antiexpert)
 
 
 @pytest.mark.slow
-def test_a_mesh_changes_no_answer():
-    mesh = make_mesh("fsdp:4,tensor:2")
-    assert decode(0.6, LARGER_VOCABULARY, slots=4, mesh=mesh) == reference(0.6, LARGER_VOCABULARY)
+@pytest.mark.parametrize("apart", [True, False])
+def test_a_mesh_changes_no_answer(apart):
+    options = dict(slots=4, mesh=make_mesh("fsdp:4,tensor:2"), apart=apart)
+    assert decode(0.6, SMALL, **options) == reference(0.6, SMALL)
+
+
+def test_models_of_one_size_are_decoded_as_one_where_a_loop_runs_over_layers():
+    def groups(antiexpert, apart):
+        engine = Engine(models(antiexpert), ProxyTuning(), eos_ids=(0,), apart=apart)
+        return [count for _, count in engine._plan.groups], engine._params
+
+    counts, params = groups(SMALL, apart=False)
+    assert counts == [1, 2]
+    assert params[1]["layers"]["mlp"]["gate"].values.shape[:2] == (SMALL.n_layers, 2)
+    assert groups(SMALL, apart=True)[0] == groups(LARGER_VOCABULARY, apart=False)[0] == [1, 1, 1]
 
 
 def test_alpha_matters():
@@ -96,6 +111,29 @@ def test_alpha_matters():
     alone = [answer.tokens for answer in sorted(large.generate(prompts(), NEW))]
     assert decode(0.0, SMALL, slots=2) == alone
     assert decode(1.0, SMALL, slots=2) != alone
+
+
+def test_every_alpha_runs_in_one_program_on_the_same_weights():
+    engine = Engine(models(SMALL), ProxyTuning(0.6), eos_ids=(10_000,), slots=2)
+    other = engine.with_combine(ProxyTuning(1.5))
+    assert [answer.tokens for answer in sorted(engine.generate(prompts(), NEW))] == decode(
+        0.6, SMALL, slots=2
+    )
+    programs = advance._cache_size(), fill._cache_size()
+    assert [answer.tokens for answer in sorted(other.generate(prompts(), NEW))] == decode(
+        1.5, SMALL, slots=2
+    )
+    assert (advance._cache_size(), fill._cache_size()) == programs
+    assert decode(0.6, SMALL, slots=2) != decode(1.5, SMALL, slots=2)
+    assert all(map(operator.is_, *map(jax.tree.leaves, (engine._params, other._params))))
+    with pytest.raises(ValueError, match="FirstModel in place of ProxyTuning"):
+        engine.with_combine(FirstModel())
+
+
+@pytest.mark.parametrize("alpha", [math.nan, -math.inf])
+def test_an_alpha_that_is_no_number_is_refused(alpha):
+    with pytest.raises(ValueError, match=f"alpha={alpha}: expected a number"):
+        ProxyTuning(alpha)
 
 
 def test_ids_that_one_model_lacks_get_no_probability():

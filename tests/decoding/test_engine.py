@@ -1,5 +1,6 @@
 """The engine against `transformers`' own generation, in float32 with the same random weights."""
 
+import collections
 import dataclasses
 import functools
 
@@ -8,7 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from qalign_jax.decoding.engine import Engine
+from qalign_jax.decoding import engine, plan, requests
+from qalign_jax.decoding.combine import FirstModel
+from qalign_jax.decoding.engine import STEPS_PER_CALL_IN_STREAMS, Engine
 from qalign_jax.decoding.sampling import Sampling
 from qalign_jax.decoding.slots import advance, empty_slots
 from qalign_jax.models.config import Execution, LlamaConfig
@@ -51,9 +54,9 @@ def prompts_of(lengths, vocab_size=TINY.vocab_size):
 
 
 def decode(config=TINY, prompts=None, new=NEW, eos_ids=(NEVER,), **options):
-    engine = Engine([(Llama(config, F32), params_of(config))], eos_ids=eos_ids, **options)
+    made = Engine([(Llama(config, F32), params_of(config))], eos_ids=eos_ids, **options)
     prompts = prompts_of(LENGTHS) if prompts is None else prompts
-    answers = list(engine.generate(prompts, new))
+    answers = list(made.generate(prompts, new))
     assert sorted(answer.number for answer in answers) == list(range(len(prompts)))
     return [answer.tokens for answer in sorted(answers)]
 
@@ -111,6 +114,66 @@ def test_slots_change_no_answer(slots):
     assert decode(slots=slots) == reference("multi-head")
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("apart", [True, False])
+@pytest.mark.parametrize("name", ["grouped-query", "sliding-window"])
+def test_prompts_read_in_parts_have_the_same_answers(name, apart, monkeypatch):
+    monkeypatch.setattr(plan, "PREFILL_PART", 32)
+    assert decode(VARIANTS[name], slots=3, apart=apart) == reference(name)
+
+
+@pytest.mark.parametrize("apart", [True, False])
+def test_a_step_reads_as_much_of_the_caches_as_the_longest_row_has(apart, monkeypatch):
+    monkeypatch.setattr(plan, "LEAST_ROOM", 32)
+    rooms = []
+
+    class Noted(requests.Rows):
+        def next_steps(self, steps):
+            found = super().next_steps(steps)
+            rooms.append(found[0])
+            return found
+
+    monkeypatch.setattr(engine, "Rows", Noted)
+    answers = decode(slots=1, apart=apart)
+    assert answers == reference("multi-head")
+    assert max(rooms) >= max(LENGTHS) + NEW and min(rooms) == 32 and len(set(rooms)) > 3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("apart", [True, False])
+def test_a_prefix_of_all_prompts_is_read_once(apart):
+    prefix, *tails = prompts_of((70, 1, 40, 9, 9))
+    prompts = [prefix + tail for tail in tails]
+    alone = [decode(prompts=[prompt], slots=2, apart=apart)[0] for prompt in prompts]
+    assert decode(prompts=prompts, slots=2, apart=apart) == alone
+    asked = [requests.Request(number, prompt, NEW) for number, prompt in enumerate(prompts)]
+    assert requests.common_prefix(asked) == prefix[:64]
+    assert requests.common_prefix(asked[:1]) == []
+    # of equal prompts a token is left to read
+    assert requests.common_prefix([requests.Request(0, prefix[:64], NEW)] * 2) == prefix[:32]
+
+
+def test_rows_that_decode_wait_for_one_part_of_a_prompt_at_a_time(monkeypatch):
+    monkeypatch.setattr(plan, "PREFILL_PART", 32)
+    made = plan.make_plan((Llama(TINY, F32),), Sampling(), None, 2)
+    made = plan.with_room(made, TINY.max_length)
+    long, short = prompts_of((100, 5))
+    asked = [requests.Request(0, short, NEW), requests.Request(1, long, NEW)]
+    rows = requests.Rows(made, 0, asked)
+    first = list(rows.parts())  # nothing decodes yet: all is read
+    assert [(start, part["lengths"].tolist()) for start, part in first] == [
+        (0, [5]), (0, [32]), (32, [32]), (64, [32]), (96, [4])
+    ]  # fmt: skip
+    assert [int(part["limits"][0] > 0) for _, part in first] == [1, 0, 0, 0, 1]
+    assert rows.take(0, [], active=False) == []  # ends at once
+    rows.wait_in_front(requests.Request(2, long, NEW))
+    for start in (0, 32, 64):
+        assert [part[0] for part in rows.parts()] == [start]
+        assert rows.next_steps(64)[1:] == (0, requests.STEPS_BETWEEN_PREFILLS)
+    assert [part[0] for part in rows.parts()] == [96]
+    assert rows.next_steps(64)[1:] == (0, 64)
+
+
 def test_a_reused_slot_sees_nothing_of_the_row_before():
     long, short = prompts_of((120, 4))
     together = decode(prompts=[long, short, long[:50], short], slots=1)
@@ -123,34 +186,46 @@ def test_a_row_that_finishes_gives_way_while_others_go_on():
     lengths = [len(answer) for answer in reference("multi-head", eos)]
     short, full = lengths.index(min(lengths)), lengths.index(NEW)
     prompts = prompts_of(LENGTHS)
-    engine = Engine([(Llama(TINY, F32), params_of(TINY))], eos_ids=(eos,), slots=3)
+    made = Engine([(Llama(TINY, F32), params_of(TINY))], eos_ids=(eos,), slots=3)
     # the one-token prompt is the last to get a slot
-    answers = list(engine.generate([prompts[i] for i in (full, full, short, 0)], NEW))
+    answers = list(made.generate([prompts[i] for i in (full, full, short, 0)], NEW))
     assert answers[0][:2] == (2, reference("multi-head", eos)[short])
     assert sorted(answers)[3][:2] == (3, reference("multi-head", eos)[0])
 
 
 @pytest.mark.slow
-def test_a_mesh_changes_no_answer():
+@pytest.mark.parametrize("apart", [True, False])
+def test_a_mesh_changes_no_answer(apart):
     config = VARIANTS["grouped-query"]
     mesh = make_mesh("fsdp:4,tensor:2")
-    engine = Engine([(Llama(config, F32), params_of(config))], eos_ids=(NEVER,), mesh=mesh, slots=6)
+    made = Engine(
+        [(Llama(config, F32), params_of(config))], eos_ids=(NEVER,), mesh=mesh, slots=6, apart=apart
+    )
     kept = [1, 4, 5, 8, 9]  # one bucket is enough here
-    state, _ = advance(*_waiting(engine), 0, 2)
-    assert state.caches[0][0].shape[1] == 8  # rounded up to the batch shards
-    assert state.caches[0][0].sharding.shard_shape(state.caches[0][0].shape)[1:4] == (2, 1, 64)
+    state, _ = advance(*_waiting(made), 0, 2)
+    values = state.caches[0][0].values if apart else state.caches[0].values
+    assert values.shape[-4] == 8  # rounded up to the batch shards
+    assert values.sharding.shard_shape(values.shape)[-4:-1] == (2, 1, 64)
     assert state.outputs.sharding.is_fully_replicated
     prompts = prompts_of(LENGTHS)
-    answers = engine.generate([prompts[i] for i in kept], NEW, kept)
+    answers = made.generate([prompts[i] for i in kept], NEW, kept)
     assert {answer.number: answer.tokens for answer in answers} == {
         i: reference("grouped-query")[i] for i in kept
     }
 
 
-def _waiting(engine):
-    plan = dataclasses.replace(engine._plan, length=64)
+def _waiting(made):
+    plan = dataclasses.replace(made._plan, length=64)
     eos_ids = np.array([NEVER], np.int32)
-    return plan, engine._params, jax.random.key(0), eos_ids, empty_slots(plan)
+    return (
+        plan,
+        plan.length,
+        made._params,
+        FirstModel(),
+        jax.random.key(0),
+        eos_ids,
+        empty_slots(plan),
+    )
 
 
 def test_the_state_is_donated():
@@ -191,10 +266,10 @@ def test_samples_depend_on_the_seed_and_the_request_alone():
 
 def test_a_part_decoded_later_samples_the_same():
     answers = decode(slots=3, sampling=SAMPLING)
-    engine = Engine(
+    made = Engine(
         [(Llama(TINY, F32), params_of(TINY))], eos_ids=(NEVER,), sampling=SAMPLING, slots=3
     )
-    later = engine.generate(prompts_of(LENGTHS)[4:], NEW, range(4, len(LENGTHS)))
+    later = made.generate(prompts_of(LENGTHS)[4:], NEW, range(4, len(LENGTHS)))
     assert [answer.tokens for answer in sorted(later)] == answers[4:]
 
 
@@ -208,6 +283,44 @@ def test_no_prompts_give_no_answers():
     assert decode(prompts=[]) == []
 
 
+def test_a_stream_has_the_tokens_of_the_answers_as_they_come():
+    eos = some_eos(reference("multi-head"))
+    made = Engine([(Llama(TINY, F32), params_of(TINY))], eos_ids=(eos,), slots=3)
+    parts, ended, lengths = collections.defaultdict(list), {}, set()
+    for number, tokens, answer in made.stream(prompts_of(LENGTHS), NEW):
+        assert number not in ended  # nothing comes behind an answer
+        parts[number] += tokens
+        lengths.add(len(tokens))
+        if answer:
+            ended[number] = answer.tokens
+    whole = reference("multi-head", eos)
+    assert [parts[i] for i in range(len(whole))] == whole == [ended[i] for i in range(len(whole))]
+    assert max(lengths) <= 1 + STEPS_PER_CALL_IN_STREAMS < NEW  # the first token is the prefill's
+
+
+def test_a_stream_that_is_closed_frees_the_caches():
+    made = Engine([(Llama(TINY, F32), params_of(TINY))], eos_ids=(NEVER,), slots=3)
+    before = len(jax.live_arrays())
+    stream = made.stream(prompts_of(LENGTHS), NEW)
+    next(stream)
+    assert len(jax.live_arrays()) > before
+    stream.close()
+    assert len(jax.live_arrays()) == before
+    assert list(stream) == []
+
+
+def test_prompts_are_decoded_longest_first_or_in_about_their_order():
+    prompts = prompts_of((2, 3, 4, 5, 20, 21))
+    made = Engine([(Llama(TINY, F32), params_of(TINY))], eos_ids=(NEVER,), slots=1)
+    assert [answer.number for answer in made.generate(prompts, 2)] == [5, 4, 3, 2, 1, 0]
+    in_order = made.generate(prompts, 2, in_order=True)
+    assert [answer.number for answer in in_order] == [3, 2, 1, 0, 5, 4]
+    ended = [event.number for event in made.stream(prompts, 2) if event.answer]
+    assert ended == [3, 2, 1, 0, 5, 4]
+    as_memory_holds = made.with_options(slots=0).stream(prompts, 2)
+    assert sorted(event.number for event in as_memory_holds if event.answer) == [0, 1, 2, 3, 4, 5]
+
+
 @pytest.mark.parametrize(
     ("prompts", "new", "message"),
     [
@@ -219,17 +332,19 @@ def test_no_prompts_give_no_answers():
     ],
 )
 def test_bad_requests_are_refused_at_the_call(prompts, new, message):
-    engine = Engine([(Llama(TINY, F32), params_of(TINY))], eos_ids=(NEVER,))
+    made = Engine([(Llama(TINY, F32), params_of(TINY))], eos_ids=(NEVER,))
     with pytest.raises(ValueError, match=message):
-        engine.generate(prompts, new)
+        made.generate(prompts, new)
+    with pytest.raises(ValueError, match=message):
+        made.stream(prompts, new)
 
 
 def test_bad_engines_are_refused():
     model = (Llama(TINY, F32), params_of(TINY))
     with pytest.raises(ValueError, match="takes 1 models, 2 were given"):
         Engine([model, model], eos_ids=(0,))
-    with pytest.raises(ValueError, match="slots 0"):
-        Engine([model], eos_ids=(0,), slots=0)
+    with pytest.raises(ValueError, match="slots -1: expected at least 1, or 0"):
+        Engine([model], eos_ids=(0,), slots=-1)
     odd = dataclasses.replace(TINY, n_kv_heads=1)
     with pytest.raises(ValueError, match="1 key-value heads"):
         Engine([(Llama(odd, F32), params_of(odd))], eos_ids=(0,), mesh=make_mesh("fsdp:4,tensor:2"))

@@ -10,6 +10,8 @@ import pytest
 from qalign_jax.checkpoints.model import Model, save_model
 from qalign_jax.data.tokenizer import load_tokenizer, train_sentencepiece
 from qalign_jax.decoding.combine import FirstModel, ProxyTuning
+from qalign_jax.decoding.engine import Engine
+from qalign_jax.decoding.sampling import Sampling
 from qalign_jax.decoding.system import System, TextGenerator
 from qalign_jax.models.params import init_params
 from qalign_jax.models.presets import preset
@@ -51,14 +53,53 @@ def test_a_text_generator_keeps_no_weights_but_its_engines(tokenizer):
     assert gate() is None and list(generator(TEXTS, 2))
 
 
-def test_a_loaded_system_holds_its_weights_in_the_compute_dtype(tokenizer, tmp_path):
+def test_a_loaded_system_holds_its_weights_as_decoding_reads_them_alone(tokenizer, tmp_path):
     save_model(tmp_path, model(tokenizer))
     (held,) = System.load([tmp_path], dtype=None).models
     assert held.execution.dtype == "float32"
     (held,) = System.load([tmp_path], dtype="bfloat16").models
-    dtypes = {leaf.dtype.name for leaf in jax.tree.leaves(held.params)}
-    assert held.params["layers"]["mlp"]["gate"].dtype == "bfloat16"
-    assert dtypes == {"bfloat16", "float32"}  # norms and the embedding
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(held.params)} == {"bfloat16", "float32"}
+    gate, norm = (held.params["layers"][name] for name in ("mlp", "mlp_norm"))
+    assert gate["gate"].values.dtype == "bfloat16" and norm["scale"].dtype == "float32"
+    before = jax.live_arrays()
+    int8 = System.load([tmp_path], dtype="bfloat16", weights_dtype="int8")
+    gate = int8.models[0].params["layers"]["mlp"]["gate"]
+    assert gate.values.dtype == "int8" and gate.scale.dtype == "float32"
+    known = {id(array) for array in before} | {
+        id(leaf) for leaf in jax.tree.leaves(int8.models[0].params)
+    }
+    assert all(id(array) in known for array in jax.live_arrays())  # no wide copy is left
+
+
+def test_an_engine_shares_the_arrays_of_a_system_that_holds_them_as_it_does(tokenizer, tmp_path):
+    save_model(tmp_path, model(tokenizer))
+    for weights_dtype in ("", "int8"):
+        (loaded,) = System.load([tmp_path], weights_dtype=weights_dtype).models
+        engine = Engine(
+            [(loaded.module, loaded.params)], eos_ids=(2,), apart=False, weights_dtype=weights_dtype
+        )
+        assert engine._params[0] is loaded.params
+
+
+def test_generators_with_other_options_share_one_set_of_weights(tokenizer):
+    generator = TextGenerator(System.of([model(tokenizer)], ["one"]))
+    before = len(jax.live_arrays())
+    other = generator.with_options(slots=1, sampling=Sampling(2.0, seed=3), trace=True)
+    assert len(jax.live_arrays()) == before
+    system = System.of([model(tokenizer)], ["one"])
+    new = TextGenerator(system, slots=1, sampling=Sampling(2.0, seed=3), trace=True)
+    assert list(other(TEXTS, 6)) == list(new(TEXTS, 6))
+    assert sorted(generator(TEXTS, 6)) == sorted(TextGenerator(system)(TEXTS, 6))
+    with pytest.raises(ValueError, match="slots -1"):
+        generator.with_options(slots=-1)
+
+
+def test_dtypes_that_there_are_not_are_refused_before_weights_are_read(tokenizer, tmp_path):
+    for key in ("weights_dtype", "cache_dtype"):
+        with pytest.raises(ValueError, match=f"{key}='int4': expected int8, or nothing"):
+            System.load([tmp_path / "nowhere"], **{key: "int4"})
+        with pytest.raises(ValueError, match=f"{key}='int4': expected int8, or nothing"):
+            System.of([model(tokenizer)], ["one"], **{key: "int4"})
 
 
 def test_three_models_are_proxy_tuned_and_asked_as_the_expert_was_trained(tokenizer):

@@ -13,7 +13,7 @@ import torch
 
 from qalign_jax.checkpoints.model import Model
 from qalign_jax.data.tokenizer import load_tokenizer
-from qalign_jax.decoding import engine
+from qalign_jax.decoding import plan
 from qalign_jax.decoding.sampling import Sampling
 from qalign_jax.decoding.system import System, TextGenerator
 from qalign_jax.decoding.turns import Turns, continuation, stop_table
@@ -183,7 +183,7 @@ def test_tokens_and_texts_are_those_of_the_reference_with_late_replies(
 def test_a_prefill_takes_as_many_rows_as_its_longest_prompt_allows(
     model, prompts, expected, monkeypatch
 ):
-    monkeypatch.setattr(engine, "PREFILL_POSITIONS", 128)  # one row of 128 or two of 64
+    monkeypatch.setattr(plan, "PREFILL_POSITIONS", 128)  # one row of 128 or two of 64
     found = answers(model, prompts, Turns(STOP, at_once), slots=16)
     assert found == plain(expected(STOP))
 
