@@ -132,7 +132,7 @@ def table(result: dict) -> str:
         for program, found in programs.items():
             rows.append(
                 (
-                    f"{name} {program}".strip(), "yes" if found["fits"] else "NO",
+                    f"{name} {program}".strip() + _held(stage), "yes" if found["fits"] else "NO",
                     *(f"{found[key]:.2f} GiB" for key in sizes),
                     f"{result['hbm_gib']} GiB",
                     _range(found["modelled_step_overlapped_s"], found["modelled_step_s"], " s"),
@@ -155,6 +155,13 @@ def table(result: dict) -> str:
         if not found:
             lines.append(f"{name}: nothing that was tried fits; take a larger slice")
     return "\n".join([*lines, "Steps and MFU are modelled, from all overlapped to nothing."])
+
+
+def _held(stage: dict) -> str:
+    """Which parts of decoding are int8, as the end of a name."""
+    parts = (("weights_dtype", "weights"), ("cache_dtype", "cache"))
+    held = [part for key, part in parts if stage.get(key)]
+    return f", int8 {' and '.join(held)}" if held else ""
 
 
 def _range(low: float | None, high: float | None, unit: str = "") -> str:

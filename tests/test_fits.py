@@ -9,9 +9,9 @@ import pytest
 from absl import flags
 from ml_collections import config_flags
 
-from qalign_jax.ahead.compile import compile_decoding, compile_training
+from qalign_jax.ahead.compile import compile_step, compile_training
 from qalign_jax.ahead.cost import Collective, Program
-from qalign_jax.ahead.jobs import Workload, meshes
+from qalign_jax.ahead.jobs import DecodingJob, Workload, meshes
 from qalign_jax.ahead.roofline import link_seconds, model_time
 from qalign_jax.configs import math_code, math_cot, proxy_tuning, slices
 from qalign_jax.fits import fits, on_slice, table
@@ -332,15 +332,45 @@ def test_slices_are_joined_by_data_whose_sums_alone_go_over_dcn():
     assert found.fits and scatters_its_gradients(found.to_json(), model.config, 1)
 
 
-@pytest.mark.slow
-def test_three_models_of_7b_and_70b_decode_on_eight_v5p():
-    names = ("llama2_70b", "llama2_7b", "llama2_7b")
+STEERED = ("llama2_70b", "llama2_7b", "llama2_7b")
+
+
+def compiled_step(names, where, mesh, slots, *dtypes, length=1024, room=1024):
     models = tuple(Llama(*preset(name)) for name in names)
-    _, decode = compile_decoding(models, parse_slice("v5p:2x2x2"), "tensor:8", 64, 512, 512)
-    assert decode.fits and 1 <= decode.aliased_bytes / decode.state_bytes < 1.001
-    weights = sum(2 * model.config.num_parameters for model in models) / 8
-    # a step reads the weights and the caches once, without a copy
-    assert decode.hbm_bytes < 1.4 * (weights + decode.state_bytes)
+    return compile_step(models, parse_slice(where), mesh, slots, length, *dtypes, room=room)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("names", "where", "mesh", "slots", "dtypes", "most"),
+    [
+        (STEERED, "v5p:2x2x2", "tensor:8", 64, (), 1.15),
+        (STEERED, "v5p:2x2x2", "tensor:8", 64, ("int8", "int8"), 1.25),
+        (("llama2_13b",), "v4:2x2x4", "data:2,tensor:8", 64, (), 1.15),  # five heads a device
+        (("smollm2_360m",), "v5e:1x1", "tensor:1", 64, (), 1.15),  # heads of 64
+    ],
+    ids=["three", "three, int8", "13B", "360M"],
+)
+def test_a_decode_step_reads_weights_and_caches_once(names, where, mesh, slots, dtypes, most):
+    step = compiled_step(names, where, mesh, slots, *dtypes)
+    assert step.fits and 1 <= step.aliased_bytes / step.state_bytes < 1.01
+    config = preset(names[0]).config
+    bytes_each = 1 if dtypes else 2
+    shards = 8 if "tensor:8" in mesh else 1
+    matrices = sum(preset(name).config.num_parameters for name in names) * bytes_each / shards
+    caches = step.state_bytes
+    assert 0.9 < step.floor_bytes / (matrices + caches) < 1.1, config
+    assert step.hbm_bytes < most * step.floor_bytes
+
+
+@pytest.mark.slow
+def test_the_bytes_of_a_decode_step_follow_the_tokens_that_it_reads():
+    names, where = ("llama2_7b",), ("v5p:2x2x1", "tensor:4", 64)
+    few, many = (compiled_step(names, *where, room=room) for room in (256, 1024))
+    caches = many.floor_bytes - few.floor_bytes
+    assert caches == 2 * 2 * 64 * 768 * 32 * 32 * 128 // 4
+    assert few.hbm_bytes < 1.15 * few.floor_bytes
+    assert few.hbm_bytes < many.hbm_bytes - 0.95 * caches
 
 
 @pytest.mark.slow
@@ -353,6 +383,42 @@ def test_where_decoding_does_not_fit_other_meshes_are_tried():
     assert tried and all(one["fits"] and one["mesh"] != "data:4" for one in tried)
     assert tried[0]["mesh"] == "data:1,tensor:4"
     assert "evaluation: fits with --topology=v5e:2x2 mesh=data:1,tensor:4" in table(found)
+
+
+def test_int8_holds_fewer_bytes_and_is_what_is_tried_next():
+    config, execution = preset("llama2_7b")
+    model = Llama(config, dataclasses.replace(execution, dtype="bfloat16"))
+    job = DecodingJob((model,), "tensor:1", 8, 512, 512)
+    weights, both = job.smaller()
+    assert (weights.weights_dtype, weights.cache_dtype) == ("int8", "")
+    assert (both.weights_dtype, both.cache_dtype) == ("int8", "int8")
+    assert weights.smaller() == [both] and both.smaller() == []
+    norms = config.d_model * (2 * config.n_layers + 1)
+    assert job.least_bytes == 2 * config.num_parameters + 2 * norms  # in f32
+    tables = 2 * config.vocab_size * config.d_model
+    matrices = config.num_parameters - tables - norms
+    outputs = 32 * (5 * 4096 + 2 * 11008)
+    assert weights.least_bytes == matrices + 4 * outputs + 2 * tables + 4 * norms
+    given = weights.asked(parse_slice("v5e-1"))
+    assert (given["weights_dtype"], given["cache_dtype"]) == ("int8", "")
+    with pytest.raises(ValueError, match="cache_dtype='int4': expected int8"):
+        dataclasses.replace(job, cache_dtype="int4").check(parse_slice("v5e-1").devices())
+
+
+@pytest.mark.slow
+def test_where_bf16_does_not_fit_a_chip_int8_is_suggested_before_a_larger_slice():
+    config = math_cot.get_config("llama2_7b")
+    config.stages, config.evaluation.baseline = ("evaluation",), ""
+    config.evaluation.update({"mesh": "tensor:1", "slots": 8})
+    config.evaluation.systems = {"one": parts.system("random", preset="llama2_7b")}
+    found = fits(config, parse_slice("v5e-1"))
+    assert not found["fits"] and found["stages"]["evaluation"]["weights_dtype"] == ""
+    tried = found["suggestions"]["evaluation"]
+    assert [one["topology"] for one in tried] == ["v5e:1x1"]
+    assert (tried[0]["weights_dtype"], tried[0]["cache_dtype"]) == ("int8", "")
+    assert "fits with --topology=v5e:1x1 mesh=data:1,tensor:1 weights_dtype=int8" in table(found)
+    found["stages"]["evaluation"] |= {"weights_dtype": "int8", "cache_dtype": "int8"}
+    assert "evaluation one decode, int8 weights and cache" in table(found)
 
 
 @pytest.mark.release

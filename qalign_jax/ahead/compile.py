@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import math
 import pathlib
 import re
 import tempfile
@@ -16,14 +15,14 @@ from jax.sharding import Mesh
 from qalign_jax.ahead.cost import read_program
 from qalign_jax.ahead.roofline import link_seconds, model_time
 from qalign_jax.decoding.combine import combination
-from qalign_jax.decoding.engine import make_plan, prefill_shape, with_room
+from qalign_jax.decoding.engine import STEPS_PER_CALL
+from qalign_jax.decoding.plan import Plan, abstract_params, make_plan, prefill_shape, with_room
 from qalign_jax.decoding.sampling import Sampling
 from qalign_jax.decoding.slots import abstract_slots, advance, fill
 from qalign_jax.models.flops import flops_per_token, recomputed_flops_per_token
 from qalign_jax.models.llama import Llama
-from qalign_jax.models.params import abstract_params_on, cast_params
 from qalign_jax.parallel.chips import CHIPS, GIB, Slice
-from qalign_jax.parallel.mesh import make_mesh
+from qalign_jax.parallel.mesh import local_bytes, make_mesh
 from qalign_jax.training.optimizer import OptimizerConfig
 from qalign_jax.training.step import (
     abstract_batch,
@@ -48,6 +47,7 @@ class Compiled:
     # None where it does not fit, and so is not compiled
     collectives: dict[str, dict[str, int]] | None = None  # kind -> dtype -> bytes
     hbm_bytes: int | None = None
+    floor_bytes: int = 0  # of decoding: what a token must read, weights and caches once
     seconds: tuple[float, float] | None = None  # modelled: all overlapped, nothing overlapped
     mfu: tuple[float, float] | None = None  # modelled, of the same two
 
@@ -67,6 +67,7 @@ class Compiled:
             "aliased_bytes": self.aliased_bytes,
             "collectives": self.collectives,
             "hbm_bytes": self.hbm_bytes,
+            "floor_bytes": self.floor_bytes,
             "flops": self.flops,
             "modelled_step_s": self.seconds and round(self.seconds[1], 6),
             "modelled_step_overlapped_s": self.seconds and round(self.seconds[0], 6),
@@ -103,48 +104,77 @@ def compile_training(
 
 
 def compile_decoding(
-    models: tuple[Llama, ...], where: Slice, mesh: str, slots: int, prompt: int, new: int
-) -> tuple[Compiled, Compiled]:
+    models: tuple[Llama, ...], where: Slice, mesh: str, slots: int, prompt: int, new: int,
+    weights_dtype: str = "", cache_dtype: str = "",
+) -> tuple[Compiled, Compiled]:  # fmt: skip
     """Compiles a prefill and a decode step of one model, or of three that are proxy-tuned.
 
-    The decode loop's body is one token of every slot; its times are a token's.
+    Args:
+      weights_dtype, cache_dtype: as of `Engine`.
 
     Raises:
       ValueError: a mesh that does not divide the slice or the models.
     """
-    on_slice = make_mesh(mesh, where.devices())
-    combine = combination(len(models))
-    plan = with_room(make_plan(models, combine, Sampling(), on_slice, slots), prompt + new)
-    params = tuple(_held_params(model, on_slice) for model in models)
-    state = abstract_slots(plan)
-    key = jax.eval_shape(lambda: jax.random.key(0))
-    eos = jax.ShapeDtypeStruct((1,), jnp.int32)
-    width, prompt = prefill_shape(plan, prompt)
+    decoding = _Decoding.of(models, where, mesh, slots, prompt + new, weights_dtype, cache_dtype)
+    width, prompt = prefill_shape(decoding.plan, prompt)
     row = jax.ShapeDtypeStruct((width,), jnp.int32)
     tokens = jax.ShapeDtypeStruct((width, prompt), jnp.int32)
-    number = jax.ShapeDtypeStruct((), jnp.int32)
-
-    def compiled(function, arguments, length, count):
-        lower = functools.partial(function.lower, plan, params, key, eos, state, *arguments)
-        per_token = sum(flops_per_token(each.config, length, training=False) for each in models)
-        flops = per_token * count / on_slice.size
-        return _compile(lower, state, where, on_slice, flops, flops)
-
     return (
-        compiled(fill, (tokens, row, row, row, row, row), prompt, width * prompt),
-        compiled(advance, (number, number), plan.length, plan.slots),
+        decoding.compile(fill, 0, (tokens, row, row, row, row, row), prompt, width * prompt),
+        decoding.compile_step(decoding.plan.length),
     )
 
 
-def _held_params(model: Llama, mesh: Mesh):
-    """Abstract parameters in the dtypes that an engine holds them in."""
-    wide = abstract_params_on(model.config, mesh)
-    held = jax.eval_shape(functools.partial(cast_params, dtype=model.execution.dtype), wide)
-    return jax.tree.map(
-        lambda leaf, cast: jax.ShapeDtypeStruct(leaf.shape, cast.dtype, sharding=leaf.sharding),
-        wide,
-        held,
-    )
+def compile_step(
+    models: tuple[Llama, ...], where: Slice, mesh: str, slots: int, length: int,
+    weights_dtype: str = "", cache_dtype: str = "", *, room: int,
+) -> Compiled:  # fmt: skip
+    """Compiles a decode step alone, which reads `room` of the caches' `length` positions."""
+    decoding = _Decoding.of(models, where, mesh, slots, length, weights_dtype, cache_dtype)
+    return decoding.compile_step(room)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Decoding:
+    """The abstract arguments of decoding programs on a slice."""
+
+    plan: Plan
+    where: Slice
+    mesh: Mesh
+
+    @classmethod
+    def of(cls, models, where, mesh, slots, length, weights_dtype, cache_dtype) -> "_Decoding":
+        on_slice = make_mesh(mesh, where.devices())
+        plan = make_plan(
+            models, Sampling(), on_slice, slots,
+            weights_dtype=weights_dtype, cache_dtype=cache_dtype,
+        )  # fmt: skip
+        return cls(with_room(plan, length), where, on_slice)
+
+    def compile_step(self, room: int) -> Compiled:
+        """A token of every slot, in a call of STEPS_PER_CALL tokens."""
+        number = jax.ShapeDtypeStruct((), jnp.int32)
+        params = abstract_params(self.plan)
+        # of an embedding that is not the head as well a step reads a few rows
+        tables = [group["embed"] for group in params if "head" in group]
+        caches = local_bytes(abstract_slots(self.plan).caches) * room // self.plan.length
+        floor = local_bytes(params) - local_bytes(tables) + caches
+        return self.compile(
+            advance, room, (number, number), room, self.plan.slots, STEPS_PER_CALL, floor
+        )
+
+    def compile(
+        self, function, size: int, arguments, length: int, count: int, tokens=1, floor=0
+    ) -> Compiled:
+        """Compiles `function`, which reads `count` tokens that see up to `length` others."""
+        plan, state = self.plan, abstract_slots(self.plan)
+        key = jax.eval_shape(lambda: jax.random.key(0))
+        eos = jax.ShapeDtypeStruct((1,), jnp.int32)
+        constant = (abstract_params(plan), combination(len(plan.models)), key, eos)
+        lower = functools.partial(function.lower, plan, size, *constant, state, *arguments)
+        each = (flops_per_token(one.config, length, training=False) for one in plan.models)
+        flops = sum(each) * count / self.mesh.size
+        return _compile(lower, state, self.where, self.mesh, flops, flops, tokens, floor)
 
 
 def compile_and_print(lowered) -> tuple[jax.stages.Compiled, str]:
@@ -162,8 +192,10 @@ def compile_and_print(lowered) -> tuple[jax.stages.Compiled, str]:
 
 
 def _compile(
-    lower: Callable, state, where: Slice, mesh: Mesh, useful: float, executed: float
-) -> Compiled:
+    lower: Callable, state, where: Slice, mesh: Mesh, useful: float, executed: float,
+    tokens: int = 1, floor: int = 0,
+) -> Compiled:  # fmt: skip
+    """Compiles; bytes, collectives and seconds are those of one of `tokens` that a call decodes."""
     chip = CHIPS[where.chip]
     allowed = int(chip.hbm_gib * GIB)
     began = time.monotonic()
@@ -183,7 +215,7 @@ def _compile(
         memory.argument_size_in_bytes + memory.temp_size_in_bytes
         + memory.output_size_in_bytes - memory.alias_size_in_bytes
     )  # fmt: skip
-    program = read_program(text)
+    program = read_program(text, tokens).part(tokens)
     times = model_time(chip, executed, program.hbm_bytes, link_seconds(program, chip, mesh))
     return Compiled(
         fits=peak <= allowed,
@@ -196,14 +228,7 @@ def _compile(
         compile_s=seconds,
         collectives=program.bytes_by_kind(),
         hbm_bytes=program.hbm_bytes,
+        floor_bytes=floor,
         seconds=times,
         mfu=(useful / (chip.tflops * 1e12) / times[0], useful / (chip.tflops * 1e12) / times[1]),
-    )
-
-
-def local_bytes(tree) -> int:
-    """Bytes of one device's part of abstract arrays."""
-    return sum(
-        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
-        for leaf in jax.tree.leaves(tree)
     )

@@ -37,7 +37,7 @@ class Collective:
     dtype: str
     bytes: int
     members: tuple[int, ...]  # devices of one of its groups, by their place in the mesh
-    times: int  # executions in a call
+    times: float  # executions in a call
     source: str  # op_name of its metadata, "" if it has none
 
     @property
@@ -62,10 +62,20 @@ class Program:
 
     def bytes_by_kind(self) -> dict[str, dict[str, int]]:
         """Bytes of all executions, by the kind of collective and its dtype."""
-        total = collections.defaultdict(collections.Counter)
+        total = collections.defaultdict(lambda: collections.defaultdict(float))
         for each in self.collectives:
             total[each.kind][each.dtype] += each.bytes * each.times
-        return {kind: dict(dtypes) for kind, dtypes in total.items()}
+        return {
+            kind: {dtype: round(size) for dtype, size in dtypes.items()}
+            for kind, dtypes in total.items()
+        }
+
+    def part(self, parts: int) -> "Program":
+        """One of so many equal parts of a call, such as a token of a loop over tokens."""
+        collectives = (
+            dataclasses.replace(each, times=each.times / parts) for each in self.collectives
+        )
+        return Program(tuple(collectives), round(self.hbm_bytes / parts))
 
     @property
     def wire_bytes(self) -> int:
@@ -73,19 +83,20 @@ class Program:
         return round(sum(each.wire_bytes * each.times for each in self.collectives))
 
 
-def read_program(text: str) -> Program:
+def read_program(text: str, trips: int = 1) -> Program:
     """Reads the text of a compiled program, as `compile_and_print` gives it.
 
-    Loops multiply their body by the trip count, 1 where the text does not give it. Of the branches
-    of a conditional the one that moves most counts. Lines that cannot be parsed are skipped; a text
-    without an ENTRY gives an empty Program.
+    Loops multiply their body by the trip count, by `trips` where the text does not give it. Of the
+    branches of a conditional the one that moves most counts. Lines that cannot be parsed are
+    skipped; a text without an ENTRY gives an empty Program.
     """
-    module = _Module(text)
+    module = _Module(text, trips)
     return module.cost(module.entry)
 
 
 class _Module:
-    def __init__(self, text: str):
+    def __init__(self, text: str, trips: int = 1):
+        self.trips = trips
         self.computations, self.entry = read_computations(text)
         header = text.partition("\n")[0]
         counts = re.findall(r"\b(?:num_partitions|replica_count)=(\d+)", header)
@@ -129,7 +140,7 @@ class _Module:
             return int(known[1])
         condition = self.computations.get(loop.called("condition"))
         if not condition:
-            return 1
+            return self.trips
 
         def integer(value: Instruction | None, path: list) -> int | None:
             # path: the calls that lead to where the value stands, outermost first
@@ -162,7 +173,7 @@ class _Module:
                 if inner and len(path) < 8:
                     yield from bounds([*path, (each, inner)])
 
-        return next(bounds([(None, computation), (loop, condition)]), 1)
+        return next(bounds([(None, computation), (loop, condition)]), self.trips)
 
     def collectives(self, each: Instruction, computation: Computation, seen: set, caller=None):
         """The collectives that an instruction executes; in a fusion, those not in `seen`.
@@ -229,7 +240,9 @@ class _Module:
         """Bytes that a fused computation reads of one of its values."""
         total = 0
         for user, place in computation.users[value.name]:
-            if user.opcode in _RENAMES:
+            # an int8 weight is passed on in other tiles, in the same memory
+            aliased = user.opcode == "fusion" and "output_to_operand_aliasing" in user.attributes
+            if user.opcode in _RENAMES or aliased:
                 is_root = user is computation.root
                 total += _size(user) if is_root else self.read_by_users(user, computation)
             elif user.opcode != "tuple" and not _later_part(user, computation):

@@ -5,16 +5,20 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import jax
+
 from qalign_jax import mistakes
 from qalign_jax.ahead.compile import Compiled, compile_decoding, compile_training
 from qalign_jax.data.batches import nearest_rows
-from qalign_jax.decoding.combine import combination
-from qalign_jax.decoding.engine import make_plan, with_room
+from qalign_jax.decoding.memory import MOST_SLOTS, with_slots
+from qalign_jax.decoding.plan import Plan, abstract_params, make_plan, with_room
 from qalign_jax.decoding.sampling import Sampling
 from qalign_jax.models.config import LlamaConfig
 from qalign_jax.models.llama import Llama
-from qalign_jax.parallel.chips import Slice
-from qalign_jax.parallel.mesh import make_mesh
+from qalign_jax.models.params import abstract_held
+from qalign_jax.models.quantization import INT8
+from qalign_jax.parallel.chips import CHIPS, GIB, Slice
+from qalign_jax.parallel.mesh import batch_shards, local_bytes, make_mesh
 from qalign_jax.training.optimizer import OptimizerConfig
 from qalign_jax.training.step import make_train_step, rows_multiple
 
@@ -90,6 +94,10 @@ class TrainingJob:
         shape = (rows, self.length, self.micro_batches)
         return {"": compile_training(self.model, where, self.mesh, *shape, self.optimizer)}
 
+    def smaller(self) -> list["TrainingJob"]:
+        """None: what a step computes is as the recipe says."""
+        return []
+
     def alternatives(self, where: Slice, remats=("full",)) -> Iterator["TrainingJob"]:
         """Other settings: whole batches first, then a micro-batch for every row of a device."""
         seen = set()
@@ -118,28 +126,59 @@ class DecodingJob:
 
     models: tuple[Llama, ...]
     mesh: str
-    slots: int
+    slots: int  # 0: as many as memory holds
     prompt: int
     new: int
+    weights_dtype: str = ""  # both as of Engine
+    cache_dtype: str = ""
 
     @property
     def least_bytes(self) -> int:
         """The weights, of all devices."""
-        return sum(model.config.num_parameters * 2 for model in self.models)
+        int8 = self.weights_dtype == INT8
+        held = (
+            abstract_held(model.config, model.execution.dtype, int8=int8) for model in self.models
+        )
+        return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(list(held)))
 
     def check(self, devices: Sequence[Any]) -> None:
         """Raises a ValueError where the mesh does not divide the devices or a model, or where
         prompts leave no room for answers.
         """
-        mesh, combine = make_mesh(self.mesh, devices), combination(len(self.models))
-        plan = make_plan(self.models, combine, Sampling(), mesh, self.slots)
-        room = with_room(plan, self.prompt + self.new).length
+        room = self._plan(devices).length
         if self.prompt >= room:
             raise ValueError(f"prompts of {self.prompt} tokens leave no room in the models' {room}")
 
+    def _plan(self, devices: Sequence[Any]) -> Plan:
+        plan = make_plan(
+            self.models, Sampling(), make_mesh(self.mesh, devices), self.slots,
+            weights_dtype=self.weights_dtype, cache_dtype=self.cache_dtype,
+        )  # fmt: skip
+        return with_room(plan, self.prompt + self.new)
+
+    def _slots(self, where: Slice) -> int:
+        """The slots that are asked for, or those that a device's memory holds beside the weights.
+
+        Where it does not hold the weights, the least, for a report of what they need.
+        """
+        plan = self._plan(where.devices())
+        if self.slots or not plan.mesh:
+            return self.slots
+        free = CHIPS[where.chip].hbm_gib * GIB - local_bytes(abstract_params(plan))
+        try:
+            return with_slots(plan, MOST_SLOTS, int(free)).slots
+        except ValueError:
+            return batch_shards(plan.mesh)
+
     def asked(self, where: Slice) -> dict:
         """The settings that are compiled, for the report."""
-        return {"mesh": self.mesh, "slots": self.slots, "length": self.prompt + self.new}
+        return {
+            "mesh": self.mesh,
+            "weights_dtype": self.weights_dtype,
+            "cache_dtype": self.cache_dtype,
+            "slots": self._slots(where),
+            "length": self.prompt + self.new,
+        }
 
     def compile(self, where: Slice) -> dict[str, Compiled]:
         """The compiled programs by name.
@@ -147,8 +186,8 @@ class DecodingJob:
         Raises:
           ValueError: as `compile_decoding`.
         """
-        sizes = (self.slots, self.prompt, self.new)
-        prefill, decode = compile_decoding(self.models, where, self.mesh, *sizes)
+        options = (self._slots(where), self.prompt, self.new, self.weights_dtype, self.cache_dtype)
+        prefill, decode = compile_decoding(self.models, where, self.mesh, *options)
         return {"prefill": prefill, "decode": decode}
 
     def alternatives(self, where: Slice) -> Iterator["DecodingJob"]:
@@ -157,6 +196,12 @@ class DecodingJob:
             data, rest = divmod(where.size, tensor)
             if not rest and all(model.config.n_kv_heads % tensor == 0 for model in self.models):
                 yield dataclasses.replace(self, mesh=f"data:{data},tensor:{tensor}")
+
+    def smaller(self) -> list["DecodingJob"]:
+        """The same with int8 weights, then with an int8 cache too."""
+        weights = dataclasses.replace(self, weights_dtype=INT8)
+        both = dataclasses.replace(weights, cache_dtype=INT8)
+        return [job for job in dict.fromkeys((weights, both)) if job != self]
 
 
 Job = TrainingJob | DecodingJob

@@ -10,15 +10,19 @@ from qalign_jax.parallel.chips import CHIPS, GIB, Slice
 
 
 def suggest(job: Job, where: Slice) -> list[dict]:
-    """Settings that fit, best first: on this slice with less in memory, else on a larger one."""
+    """Settings that fit, best first: on this slice with less in memory, else on a larger one.
+
+    On each, int8 is tried where nothing else fits.
+    """
     for candidate in (where, *where.larger()):
-        if job.least_bytes / candidate.size > CHIPS[candidate.chip].hbm_gib * GIB:
-            continue
-        others = job.alternatives(candidate)
-        others = [other for other in others if (other, candidate) != (job, where)]
-        found = [_attempt(other, candidate) for other in others]
-        if any(found):
-            return _fastest_first(found)
+        for again in (job, *job.smaller()):
+            if again.least_bytes / candidate.size > CHIPS[candidate.chip].hbm_gib * GIB:
+                continue
+            others = again.alternatives(candidate)
+            others = [other for other in others if (other, candidate) != (job, where)]
+            found = [_attempt(other, candidate) for other in others]
+            if any(found):
+                return _fastest_first(found)
     return []
 
 
@@ -30,8 +34,8 @@ def sweep(job: TrainingJob, where: Slice) -> list[dict]:
 
 def spelt(asked: dict) -> str:
     """Settings as the keys of a recipe."""
-    keys = ("mesh", "remat", "micro_batches", "rows", "slots")
-    return " ".join(f"{key}={asked[key]}" for key in keys if key in asked)
+    keys = ("mesh", "remat", "micro_batches", "rows", "weights_dtype", "cache_dtype", "slots")
+    return " ".join(f"{key}={asked[key]}" for key in keys if asked.get(key))
 
 
 def say(text: str) -> None:

@@ -72,6 +72,17 @@ def test_the_trip_count_of_a_loop_multiplies():
     assert program.hbm_bytes == 5 * (32 + 32)
 
 
+def test_where_the_trip_count_is_unknown_it_is_the_callers():
+    unknown = BELOW_FIVE.replace("constant(5)", "custom-call()")
+    text = "\n\n".join([HEADER, SUM, loop("scan", PSUM, unknown), entry(while_of("scan"))]) + "\n"
+    assert read_program(text).hbm_bytes == 32 + 32
+    call = read_program(text, trips=64)
+    assert call.hbm_bytes == 64 * (32 + 32)
+    token = call.part(64)
+    assert token.hbm_bytes == 32 + 32 and only(token).times == 1
+    assert token.bytes_by_kind() == {"all-reduce": {"f32": 32}}
+
+
 def test_nested_loops_multiply():
     inner = loop("inner", PSUM, BELOW_FIVE)
     outer = loop("outer", while_of("inner"), BELOW_FIVE.replace("5", "3"))
@@ -314,6 +325,12 @@ def test_a_fusion_that_slices_its_operand_reads_the_slice():
         "  %f = f32[8]{0} fusion(%w, %i, %x), kind=kLoop, calls=%outer",
     ]
     assert traffic(*call, others=[nested, fused]) == 3 * 32
+    # the slice is of the operand in other tiles, which are the same memory
+    tiles = nested.replace("dynamic-slice(%p,", "dynamic-slice(%t,").replace(
+        "  %ds", "  %t = f32[64,8]{1,0:T(8)} fusion(%p), kind=kLoop, "
+        "output_to_operand_aliasing={{}: (0, {})}, calls=%other\n  %ds",
+    )  # fmt: skip
+    assert traffic(*call, others=[tiles, fused]) == 3 * 32
     whole = fused.replace("add(%row, %q)", "custom-call(%row, %q, %p)")
     assert traffic(*call, others=[nested, whole]) == 2 * 32 + 64 * 8 * 4
 

@@ -1,0 +1,90 @@
+"""Bytes that a decode step moves on TPU slices, over its floor: weights once, live caches once.
+
+    python -m tests.benchmarks.decode_bytes [--only=v5p:2x2x2]
+
+The TPU's compiler compiles the decode loop; its bytes are read from the compiled text, and its
+milliseconds are modelled by the roofline of qalign_jax/ahead, without overlap of the links. All
+are of one device and token, in a call of 64 tokens with full caches of 1,024 positions; the second
+table reads so many of them as the longest live row has.
+"""
+
+import argparse
+import os
+
+os.environ |= {"JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1"}
+
+import dataclasses
+
+from qalign_jax.ahead.compile import Compiled, compile_step
+from qalign_jax.models.llama import Llama
+from qalign_jax.models.presets import preset
+from qalign_jax.parallel.chips import parse_slice
+
+# large model, slice, decoding mesh
+SLICES = (
+    ("llama2_70b", "v5p:2x2x2", "tensor:8"),
+    ("llama2_70b", "v4:2x2x4", "data:2,tensor:8"),
+    ("llama2_70b", "v6e:4x4", "data:2,tensor:8"),
+    ("llama2_13b", "v4:2x2x4", "data:2,tensor:8"),
+    ("llama2_13b", "v6e:4x4", "data:2,tensor:8"),
+    ("llama2_13b", "v5e:8x8", "data:8,tensor:8"),
+)
+BATCHES = (8, 64, 128)
+DTYPES = {"bf16": ("", ""), "int8 cache": ("", "int8"), "int8": ("int8", "int8")}
+LENGTH = 1024
+
+
+def step(models: list[str], topology: str, mesh: str, batch: int, dtypes, room: int) -> Compiled:
+    decoded = []
+    for name in models:
+        config, execution = preset(name)
+        decoded.append(Llama(config, dataclasses.replace(execution, dtype="bfloat16")))
+    where = parse_slice(topology, 1)
+    return compile_step(tuple(decoded), where, mesh, batch, LENGTH, *dtypes, room=room)
+
+
+def over_floor(found: Compiled) -> str:
+    return f"{found.hbm_bytes / found.floor_bytes:.2f}" if found.hbm_bytes else "does not fit"
+
+
+def milliseconds(found: Compiled) -> str:
+    return f"{found.seconds[1] * 1e3:.1f}" if found.seconds else "-"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", default="", help="one slice")
+    slices = [each for each in SLICES if parser.parse_args().only in ("", each[1])]
+    print(
+        "| model, slice | batch | dtype | base: ms | bytes / floor | proxy-tuned: ms | "
+        "bytes / floor | proxy / base |\n|---|---|---|---|---|---|---|---|"
+    )
+    for large, topology, mesh in slices:
+        for batch in BATCHES:
+            for label, dtypes in DTYPES.items():
+                base, proxy = (
+                    step(models, topology, mesh, batch, dtypes, LENGTH)
+                    for models in ([large], [large, "llama2_7b", "llama2_7b"])
+                )
+                times = "-"
+                if base.seconds and proxy.seconds:
+                    times = f"{proxy.seconds[1] / base.seconds[1]:.2f}"
+                print(
+                    f"| {large}, {topology} | {batch} | {label} | {milliseconds(base)} | "
+                    f"{over_floor(base)} | {milliseconds(proxy)} | {over_floor(proxy)} | {times} |",
+                    flush=True,
+                )
+    print("\n| slice, batch 64 | longest live row | MB a token | ms |\n|---|---|---|---|")
+    for large, topology, mesh in slices[:1]:
+        for room in (256, 512, 1024):
+            models = [large, "llama2_7b", "llama2_7b"]
+            found = step(models, topology, mesh, 64, DTYPES["bf16"], room)
+            print(
+                f"| {topology} | {room} | {(found.hbm_bytes or 0) / 1e6:,.0f} | "
+                f"{milliseconds(found)} |",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()
