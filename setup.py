@@ -73,6 +73,7 @@ setuptools.setup(
             "pytest",
             "pytest-xdist",
             "pyyaml",
+            "qwix",
             "ruff",
             "selenium",
             "setuptools>=70.1",  # builds the wheel that a test installs

@@ -7,8 +7,9 @@
 
 The argument is the large preset and optionally a TPU slice, whose mesh is in configs/slices.py:
 llama2_70b,v5p-16. The small models, `expert` tuned and `antiexpert` untuned, are LLaMA2 7B; those
-of a large LLaMA2 7B are TinyLlama 1.1B, which has its tokenizer: llama2_7b,v6e-1. Nothing is
-trained. The paper's scores were not available for comparison.
+of a large LLaMA2 7B are TinyLlama 1.1B, which has its tokenizer: llama2_7b,v6e-1. Of several
+alphas, --config.alpha='(0.5, 1.0, 1.5)', each is a system. Nothing is trained. The paper's scores
+were not available for comparison.
 """
 
 from ml_collections import ConfigDict
@@ -28,7 +29,7 @@ def get_config(arg: str = "llama2_13b") -> ConfigDict:
         config.mesh = slices.mesh_for(slices.STEERED_MESHES, model, where)
     config.large = config.expert = config.antiexpert = "random"
     config.small = SMALL.get(model, "llama2_7b")  # preset of small random models
-    config.alpha = 1.0
+    config.alpha = parts.any_alpha(1.0)  # of several, (0.5, 1.0, 1.5), each is a system
     config.paths = ConfigDict({"mgsm": "", "msvamp": ""})
     reference = config.get_ref
     config.evaluation = parts.evaluation(

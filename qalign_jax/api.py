@@ -11,7 +11,7 @@ import pickle
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from jax.sharding import Mesh
@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 from qalign_jax import logs
 from qalign_jax.data.prompts import render
 from qalign_jax.decoding.sampling import Sampling
-from qalign_jax.decoding.system import Answer, System, TextGenerator
+from qalign_jax.decoding.system import Answer, System, TextGenerator, Token
 from qalign_jax.evaluation import predictions as predictions_of
 from qalign_jax.parallel.mesh import make_mesh
 from qalign_jax.recipe import file, recipe
@@ -40,12 +40,13 @@ class LanguageModel:
     """A loaded system: text in, text out."""
 
     def __init__(self, system: System, mesh: Mesh | None = None):
-        self._system, self._mesh = system, mesh
+        self._template = system.template
+        self._loaded = TextGenerator(system, mesh=mesh)  # the one that keeps the weights
 
     @property
     def template(self) -> str:
         """The prompt template of `answer`, a name or a text with {instruction}."""
-        return self._system.template
+        return self._template
 
     def generate(
         self,
@@ -64,7 +65,7 @@ class LanguageModel:
           temperature: 0 is greedy.
           top_p: samples among the most probable tokens of this mass.
           seed: of the samples.
-          slots: prompts decoded at once.
+          slots: prompts decoded at once; 0 takes as many as memory holds.
 
         Raises:
           ValueError: a prompt that fills the model's length, or a number out of its range.
@@ -72,6 +73,34 @@ class LanguageModel:
         sampling = Sampling(temperature, top_p, seed)
         answers = self._continue(prompts, max_new_tokens, slots=slots, sampling=sampling)
         return [answer.text for answer in answers]
+
+    def stream(
+        self,
+        prompts: Sequence[str],
+        max_new_tokens: int = 512,
+        *,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        seed: int = 0,
+        slots: int = 64,
+    ) -> Iterator[Token]:
+        """Continues every prompt as `generate` does, with the same arguments and errors.
+
+        >>> model = qalign_jax.load("runs/demo/response_alignment")
+        >>> tokens = model.stream(["Tom has 12 oranges."], max_new_tokens=8)
+        >>> "".join(text for number, token, text in tokens)
+        '...'
+
+        Yields:
+          (number of the prompt, token id, text) as tokens come, a few of every prompt at a time.
+          The texts of a prompt together are what `generate` returns for it. A token whose
+          character is not complete comes with the token that completes it, which has the text.
+          Closing the iterator ends the decoding and frees its memory; the model stays loaded.
+        """
+        generator = self._generator(
+            prompts, slots=slots, sampling=Sampling(temperature, top_p, seed)
+        )
+        return generator.stream(prompts, max_new_tokens)
 
     def trace(
         self,
@@ -96,10 +125,13 @@ class LanguageModel:
         return [ShownTrace(**vars(answer.trace)) for answer in answers]
 
     def _continue(self, prompts: Sequence[str], max_new_tokens: int, **options) -> list[Answer]:
+        generator = self._generator(prompts, **options)
+        return sorted(generator(prompts, max_new_tokens), key=lambda answer: answer.number)
+
+    def _generator(self, prompts: Sequence[str], **options) -> TextGenerator:
         if isinstance(prompts, str):
             raise ValueError("prompts is one text; give a list of them")
-        generator = TextGenerator(self._system, mesh=self._mesh, **options)
-        return sorted(generator(prompts, max_new_tokens), key=lambda answer: answer.number)
+        return self._loaded.with_options(**options)
 
     def answer(self, questions: Sequence[str], max_new_tokens: int = 512, **options) -> list[str]:
         """As `generate`, with each question put into the prompt template."""
@@ -109,7 +141,14 @@ class LanguageModel:
         return self.generate(prompts, max_new_tokens, **options)
 
 
-def load(directory: str | os.PathLike, *, mesh: str = "", dtype: str = "") -> LanguageModel:
+def load(
+    directory: str | os.PathLike,
+    *,
+    mesh: str = "",
+    dtype: str = "",
+    weights_dtype: str = "",
+    cache_dtype: str = "",
+) -> LanguageModel:
     """Loads a model from a stage's folder or a Hugging Face directory.
 
     >>> model = qalign_jax.load("runs/demo/response_alignment")
@@ -119,11 +158,13 @@ def load(directory: str | os.PathLike, *, mesh: str = "", dtype: str = "") -> La
     Args:
       mesh: such as fsdp:4,tensor:2, to split the weights over devices; one device by default.
       dtype: float32 or bfloat16; the model's own by default.
+      weights_dtype, cache_dtype: "int8" keeps the layers' weights, or keys and values, in half the
+        memory of bfloat16; README.md has the errors.
 
     Raises:
-      ValueError: there is no model, or a part of it is missing.
+      ValueError: there is no model, or a part of it is missing; another dtype than these.
     """
-    return _load([directory], 1.0, mesh, dtype)
+    return _load([directory], 1.0, mesh, dtype, weights_dtype, cache_dtype)
 
 
 def ProxyTuned(
@@ -134,6 +175,8 @@ def ProxyTuned(
     alpha: float = 1.0,
     mesh: str = "",
     dtype: str = "",
+    weights_dtype: str = "",
+    cache_dtype: str = "",
 ) -> LanguageModel:
     """Loads a large model, steered by a tuned small one against the same untuned.
 
@@ -147,12 +190,12 @@ def ProxyTuned(
     Args:
       large, expert, antiexpert: directories as `load` takes; expert is the small model tuned,
         antiexpert the same untuned.
-      mesh, dtype: as in `load`.
+      mesh, dtype, weights_dtype, cache_dtype: as in `load`, of all three models.
 
     Raises:
       ValueError: as `load`, or tokenizers that differ.
     """
-    return _load([large, expert, antiexpert], alpha, mesh, dtype)
+    return _load([large, expert, antiexpert], alpha, mesh, dtype, weights_dtype, cache_dtype)
 
 
 def run(
@@ -287,9 +330,14 @@ def _command(name: str, asked: Sequence[str]) -> dict[str, Any]:
     return json.loads(output.splitlines()[-1])
 
 
-def _load(directories: list, alpha: float, mesh: str, dtype: str) -> LanguageModel:
+def _load(
+    directories: list, alpha: float, mesh: str, dtype: str, weights_dtype: str, cache_dtype: str
+) -> LanguageModel:
     if dtype not in ("", "float32", "bfloat16"):
         raise ValueError(f"dtype={dtype!r}: expected float32 or bfloat16")
     where = make_mesh(mesh) if mesh else None
-    system = System.load(directories, alpha=alpha, mesh=where, dtype=dtype or None)
+    system = System.load(
+        directories, alpha=alpha, mesh=where, dtype=dtype or None, weights_dtype=weights_dtype,
+        cache_dtype=cache_dtype,
+    )  # fmt: skip
     return LanguageModel(system, where)

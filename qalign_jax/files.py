@@ -105,7 +105,12 @@ def write_json(path: str | os.PathLike, content: Any, indent: int = 1) -> None:
 
 def write_json_lines(path: str | os.PathLike, rows: Iterable[Any]) -> None:
     """Replaces a file's content at once by one JSON value a line."""
-    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    write_text(path, "".join(map(json_line, rows)))
+
+
+def json_line(value: Any) -> str:
+    """A JSON value as a line of a JSON Lines file."""
+    return json.dumps(value, ensure_ascii=False) + "\n"
 
 
 def is_name(text: Any) -> bool:

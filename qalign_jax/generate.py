@@ -5,12 +5,14 @@
 
 A DIR is a stage's folder of a run or a Hugging Face directory. The prompts are JSON Lines with
 `prompt`, taken as it is, or `question`, put into the prompt template; the output has the same lines
-in the same order, with `output` (text) and `tokens` (ids, EOS left out) added. Answers are kept in
-OUTPUT.partial as they finish, and the same command resumes from them after an interruption.
+in the same order, with `output` (text) and `tokens` (ids, EOS left out) added.
+
+OUTPUT grows line by line: an answer is written as soon as it and all before it have ended (on gs://
+at the end). All that have ended are in OUTPUT.partial, from which the same command resumes after an
+interruption; OUTPUT is whole when OUTPUT.partial is gone.
 
 --trace=trace.jsonl writes a line a prompt too, of columns with an entry a token: what the model of
---checkpoint alone would have said, its probability, and how far expert and anti-expert moved the
-token that was generated (decoding/trace.py).
+--checkpoint alone would have said, with what probability, and how far the small ones moved it.
 """
 
 import dataclasses
@@ -18,6 +20,7 @@ import hashlib
 import json
 import os
 import time
+from collections.abc import Callable, Container
 from typing import Any
 
 from absl import flags
@@ -30,7 +33,8 @@ from qalign_jax.decoding.sampling import Sampling
 from qalign_jax.decoding.system import System
 from qalign_jax.decoding.trace import Trace
 from qalign_jax.evaluation.records import AnswerFile
-from qalign_jax.faults import lock
+from qalign_jax.faults import lock, storage
+from qalign_jax.models.quantization import check_dtypes
 from qalign_jax.parallel.mesh import make_mesh
 from qalign_jax.progress import Progress
 
@@ -49,6 +53,8 @@ class Request:
     template: str = ""
     slots: int = 64
     mesh: str = ""
+    weights_dtype: str = ""
+    cache_dtype: str = ""
 
     def __post_init__(self):
         if bool(self.expert) != bool(self.antiexpert):
@@ -59,10 +65,13 @@ class Request:
             )
         if self.dtype not in ("", "float32", "bfloat16"):
             raise ValueError(f"--dtype={self.dtype}: expected float32 or bfloat16")
+        check_dtypes(self.weights_dtype, self.cache_dtype)
         if self.max_new_tokens < 1:
             raise ValueError(f"--max_new_tokens={self.max_new_tokens}: expected at least 1")
-        if self.slots < 1:
-            raise ValueError(f"--slots={self.slots}: expected at least 1")
+        if self.slots < 0:
+            raise ValueError(
+                f"--slots={self.slots}: expected at least 1, or 0 for as many as memory holds"
+            )
         if self.template:
             template_text(self.template)
 
@@ -78,6 +87,8 @@ def generate(
     trace: str | os.PathLike = "",
 ) -> dict[str, Any]:
     """Writes `output` and, where it is named, `trace`.
+
+    `output` is replaced when decoding begins, and holds the first answers while it goes on.
 
     Returns {"prompts", "tokens", "seconds", "tokens_per_second"}.
     Prompts and tokens are the whole file's; seconds and their rate are of what this call decoded,
@@ -96,8 +107,9 @@ def generate(
 def _generate(request: Request, rows: list[dict[str, Any]], output, trace) -> dict[str, Any]:
     mesh = make_mesh(request.mesh) if request.mesh else None
     system = System.load(
-        request.directories, alpha=request.alpha, mesh=mesh, dtype=request.dtype or None
-    )
+        request.directories, alpha=request.alpha, mesh=mesh, dtype=request.dtype or None,
+        weights_dtype=request.weights_dtype, cache_dtype=request.cache_dtype,
+    )  # fmt: skip
     tokenizer, template = system.tokenizer, request.template or system.template
     ids = system.encode([_prompt(row, template) for row in rows])
     answers = AnswerFile(f"{os.fspath(output)}.partial", _header(request, ids, bool(trace)))
@@ -106,41 +118,93 @@ def _generate(request: Request, rows: list[dict[str, Any]], output, trace) -> di
     engine = system.engine(
         mesh=mesh, slots=request.slots, sampling=request.sampling, trace=bool(trace)
     )
+    del system  # the engine keeps weights of its own where it holds them in another order
     missing = [number for number in range(len(rows)) if str(number) not in answers.answers]
     start, decoded = time.monotonic(), 0
-    finished = engine.generate([ids[number] for number in missing], request.max_new_tokens, missing)
+    finished = engine.generate(
+        [ids[number] for number in missing], request.max_new_tokens, missing, in_order=True
+    )
+
+    def answered(number: int) -> dict[str, Any]:
+        tokens = answers.answers[str(number)]["tokens"]
+        return rows[number] | {"output": tokenizer.decode(tokens), "tokens": tokens}
+
     answers.open()
+    grown = _GrownOutput(output, answers.answers, answered)
     progress = Progress("generate", len(rows), len(rows) - len(missing), "answer")
     try:
+        grown.open()
         for number, tokens, traced in finished:
             answer: dict[str, Any] = {"id": str(number), "tokens": tokens}
             if traced is not None:
                 answer["trace"] = Trace.of(tokenizer, tokens, traced).to_json()
             answers.add(answer)
+            grown.extend()
             decoded += len(tokens)
             progress.add(len(tokens))
     finally:
         answers.close()
+        grown.close()
         progress.close()
     seconds = time.monotonic() - start
-    total = 0
-    lines, traces = [], []
-    for number, row in enumerate(rows):
-        answer = answers.answers[str(number)]
-        tokens = answer["tokens"]
-        total += len(tokens)
-        lines.append(row | {"output": tokenizer.decode(tokens), "tokens": tokens})
-        traces.append(answer.get("trace"))
+    # whole, whatever others did to the file meanwhile
+    lines = [answered(number) for number in range(len(rows))]
     files.write_json_lines(output, lines)
     if trace:
+        traces = [answers.answers[str(number)]["trace"] for number in range(len(rows))]
         files.write_json_lines(trace, traces)
     answers.path.unlink(missing_ok=True)
     return {
         "prompts": len(rows),
-        "tokens": total,
+        "tokens": sum(len(line["tokens"]) for line in lines),
         "seconds": round(seconds, 3),
         "tokens_per_second": round(decoded / seconds, 1),
     }
+
+
+class _GrownOutput:
+    """The output before it is whole: the first prompts' lines, up to one that has no answer yet.
+
+    An object store cannot append: there it is not written.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike,
+        answers: Container[str],
+        line_of: Callable[[int], dict[str, Any]],
+    ):
+        """`answers` holds the numbers of the prompts that have an answer, of which `line_of` gives
+        the line.
+        """
+        self._path, self._answers, self._line_of = path, answers, line_of
+        self._count, self._file = 0, None
+
+    def open(self) -> None:
+        """Replaces what an earlier run has left."""
+        if not files.is_remote(self._path):
+            files.write_text(self._path, self._more())
+            with storage.writing(self._path):
+                self._file = open(self._path, "a", encoding="utf-8", newline="\n")
+
+    def extend(self) -> None:
+        """Adds the lines of the answers that have come; they have left this process then."""
+        if self._file and (text := self._more()):
+            with storage.writing(self._path):
+                self._file.write(text)
+                self._file.flush()
+
+    def close(self) -> None:
+        if self._file:
+            with storage.writing(self._path):
+                self._file.close()
+
+    def _more(self) -> str:
+        lines = []
+        while str(self._count) in self._answers:
+            lines.append(files.json_line(self._line_of(self._count)))
+            self._count += 1
+        return "".join(lines)
 
 
 def shapes_of_answers(vocab_size: int, traced: bool) -> dict[str, Any]:
@@ -195,6 +259,9 @@ def _header(request: Request, ids: list[list[int]], traced: bool) -> dict[str, A
     settings = dataclasses.asdict(request)
     for key in ("slots", "mesh", "template"):  # the prompts' ids hold the template
         del settings[key]
+    for key in ("weights_dtype", "cache_dtype"):  # files of before there were any stay valid
+        if not settings[key]:
+            del settings[key]
     settings["prompts"] = hashlib.sha256(json.dumps(ids).encode()).hexdigest()[:16]
     settings["weights"] = [fingerprint(path) for path in request.directories]
     if traced:
@@ -215,15 +282,17 @@ def define_flags() -> None:
     flags.DEFINE_float("top_p", 1.0, "Samples among the most probable of this mass.")
     flags.DEFINE_integer("seed", 0, "Seed of the samples.")
     flags.DEFINE_string("dtype", "", "float32 or bfloat16; by default the model's own.")
-    flags.DEFINE_integer("slots", 64, "How many prompts are decoded at once.")
+    flags.DEFINE_string(
+        "weights_dtype", "", "int8: the layers' weights, half of bfloat16's memory."
+    )
+    flags.DEFINE_string("cache_dtype", "", "int8: keys and values, likewise.")
+    flags.DEFINE_integer("slots", 64, "Prompts decoded at once; 0: by memory.")
     flags.DEFINE_string(
         "template",
         "",
-        "Of questions: paper, short, or a text with {instruction}; by default the (tuned) model's.",
+        "Of questions: a name or a text with {instruction}.",
     )
-    flags.DEFINE_string(
-        "mesh", "", "Such as fsdp:4,tensor:2, to split models and prompts; by default one device."
-    )
+    flags.DEFINE_string("mesh", "", "Such as fsdp:4,tensor:2; by default one device.")
 
 
 def _command(argv: list[str]) -> dict[str, Any]:
@@ -241,6 +310,8 @@ def _command(argv: list[str]) -> dict[str, Any]:
         template=flags.FLAGS.template,
         slots=flags.FLAGS.slots,
         mesh=flags.FLAGS.mesh,
+        weights_dtype=flags.FLAGS.weights_dtype,
+        cache_dtype=flags.FLAGS.cache_dtype,
     )
     return generate(request, flags.FLAGS.prompts, flags.FLAGS.output, flags.FLAGS.trace)
 

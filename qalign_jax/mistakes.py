@@ -95,7 +95,7 @@ def _wanted(value: Any, hint: Any) -> str:
         return next((f"{one} for each key" for one in wanted if one), "")
     if origin in (Sequence, tuple):
         if isinstance(value, str) or not isinstance(value, Sequence):
-            return "a list, like ('de', 'fr')"
+            return "a list, like " + ("(0.5, 1.0)" if float in inner else "('de', 'fr')")
         wanted = [_wanted(each, inner[0]) for each in value] if inner else []
         return next((f"a list of which each is {one}" for one in wanted if one), "")
     return ""

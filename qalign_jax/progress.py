@@ -35,30 +35,29 @@ class Progress:
         """Adds `count` units with their tokens; `shown` is logged beside, like a loss."""
         self._done += count
         self._tokens += tokens
-        if self._bar is not None:
-            self._bar.set_postfix(shown, refresh=False)
-            self._bar.update(count)
-            return
         now = time.monotonic()
-        if self._warm is None:
+        if first := self._warm is None:
             self._warm, self._logged = (now, self._done, self._tokens), now
-            if self._done < self._total:
-                return
-        if self._done < self._total and now - self._logged < LOG_SECONDS:
-            return
-        self._logged = now
         began, before, tokens = self._warm
         if now - began < LOG_SECONDS:  # too short to tell a speed
             began, before, tokens = self._began, self._before, 0
         seconds = max(now - began, 1e-9)
-        left = seconds / (self._done - before) * (self._total - self._done)
-        values = "".join(f", {name} {value:.4f}" for name, value in shown.items())
+        values = [f"{name} {value:.4f}" for name, value in shown.items()]
         if self._tokens:
-            values += f", {(self._tokens - tokens) / seconds:.0f} tokens/s"
+            values.append(f"{(self._tokens - tokens) / seconds:.0f} tokens/s")
+        if self._bar is not None:
+            self._bar.set_postfix_str(", ".join(values), refresh=False)
+            self._bar.update(count)
+            return
+        due = not first and now - self._logged >= LOG_SECONDS
+        if not due and self._done < self._total:
+            return
+        self._logged = now
+        left = seconds / (self._done - before) * (self._total - self._done)
         if jax.process_index() == 0:
             logging.info(
-                "%s: %s %d of %d%s, %s left",
-                self._name, self._unit, self._done, self._total, values,
+                "%s: %s, %s left",
+                self._name, ", ".join([f"{self._unit} {self._done} of {self._total}", *values]),
                 tqdm.tqdm.format_interval(left),
             )  # fmt: skip
 

@@ -60,6 +60,30 @@ def test_a_loaded_model_continues_prompts_and_answers_questions(directories, tok
     )
 
 
+@pytest.mark.slow
+def test_int8_models_generate_what_engines_of_int8_do(directories, tokenizer):
+    options = dict(weights_dtype="int8", cache_dtype="int8")
+    loaded = qalign_jax.load(directories[0], **options)
+    assert loaded.generate(QUESTIONS, 8) == expected(tokenizer, [0], QUESTIONS, **options)
+    steered = qalign_jax.ProxyTuned(*directories, alpha=0.7, **options)
+    combine = ProxyTuning(0.7)
+    assert steered.generate(QUESTIONS, 8) == expected(
+        tokenizer, range(3), QUESTIONS, combine=combine, **options
+    )
+    with pytest.raises(ValueError, match="weights_dtype='int4': expected int8, or nothing"):
+        qalign_jax.load(directories[0], weights_dtype="int4")
+    with pytest.raises(ValueError, match="cache_dtype='int4': expected int8, or nothing"):
+        qalign_jax.ProxyTuned(*directories, cache_dtype="int4")
+
+
+def test_a_loaded_model_holds_one_set_of_weights_whatever_it_is_asked(directories):
+    loaded = qalign_jax.load(directories[0])
+    before = sum(array.nbytes for array in jax.live_arrays())
+    kept = [loaded.stream(QUESTIONS, 4, slots=slots, seed=slots) for slots in (1, 2)]
+    assert sum(array.nbytes for array in jax.live_arrays()) == before
+    assert all(list(stream) for stream in kept)
+
+
 def test_samples_follow_their_seed(directories):
     loaded = qalign_jax.load(directories[0])
     first, again, other = (
@@ -90,6 +114,30 @@ def test_a_trace_tells_what_the_large_model_alone_would_have_said(directories):
         steered.trace("one text")
 
 
+def test_a_stream_is_what_is_generated_as_it_comes(directories):
+    steered = qalign_jax.ProxyTuned(*directories, alpha=0.7)
+    options = dict(max_new_tokens=40, temperature=1.0, seed=3, slots=2)
+    prompts = [*QUESTIONS, "多少?"]
+    found = list(steered.stream(prompts, **options))
+    texts = ["".join(text for number, _, text in found if number == i) for i in range(3)]
+    assert texts == steered.generate(prompts, **options)
+    ids = [[token for number, token, _ in found if number == i] for i in range(3)]
+    assert ids == [trace.tokens for trace in steered.trace(prompts, **options)]
+    numbers = [number for number, _, _ in found]
+    assert numbers != sorted(numbers)  # two rows are decoded at once
+    assert list(steered.stream([])) == []
+
+
+def test_a_stream_that_is_closed_frees_what_it_held(directories):
+    loaded = qalign_jax.load(directories[0])
+    before = len(jax.live_arrays())
+    stream = loaded.stream(QUESTIONS, 40)
+    next(stream)
+    assert len(jax.live_arrays()) > before
+    stream.close()
+    assert len(jax.live_arrays()) == before
+
+
 @pytest.mark.parametrize(
     ("prompts", "options", "message"),
     [
@@ -103,6 +151,8 @@ def test_a_trace_tells_what_the_large_model_alone_would_have_said(directories):
 def test_bad_requests_are_refused(prompts, options, message, directories):
     with pytest.raises(ValueError, match=message):
         qalign_jax.load(directories[0]).generate(prompts, **options)
+    with pytest.raises(ValueError, match=message):
+        qalign_jax.load(directories[0]).stream(prompts, **options)  # at the call
 
 
 def test_a_steering_that_is_no_number_is_refused_before_weights_are_read(directories):

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import subprocess
 import sys
+import time
 
 import jax
 import pytest
@@ -119,6 +120,8 @@ def test_a_mistake_is_one_line_and_status_2(stages, prompts, tmp_path):
     assert done.stderr.splitlines()[-1].startswith("error: --expert without --antiexpert")
     done = command(*files, "--alpha=0.5")
     assert done.returncode == 2 and "--alpha without --expert" in done.stderr
+    done = command(*files, "--weights_dtype=int8", "--cache_dtype=int4")
+    assert done.returncode == 2 and "cache_dtype='int4': expected int8, or" in done.stderr
 
 
 def command(*arguments):
@@ -143,14 +146,31 @@ def test_the_expert_steers(stages, tokenizer, prompts, tmp_path):
     assert read(output) == expected(tokenizer, (0, 1, 2), combine=ProxyTuning(0.7))
 
 
+def test_int8_shapes_the_answers_and_so_is_in_the_header_where_it_is_asked_for(
+    stages, tokenizer, prompts, tmp_path, monkeypatch
+):
+    output, partial = tmp_path / "answers.jsonl", tmp_path / "answers.jsonl.partial"
+    request = Request(stages[0], max_new_tokens=NEW, weights_dtype="int8", cache_dtype="int8")
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        interrupt_once(patched)
+        generate(request, prompts, output)
+    settings = read(partial)[0]["header"]
+    assert settings["weights_dtype"] == settings["cache_dtype"] == "int8"
+    wide = dataclasses.replace(request, weights_dtype="", cache_dtype="")
+    with pytest.raises(ValueError, match=r'cache_dtype was "int8", is \(absent\); weights_dtype'):
+        generate(wide, prompts, output)
+    generate(request, prompts, output)
+    assert read(output) == expected(tokenizer, weights_dtype="int8", cache_dtype="int8")
+
+
 def interrupt_once(monkeypatch):
     """Interrupts the first decoding after two answers; returns the numbers that are asked."""
     asked = []
     original = Engine.generate
 
-    def interrupted(self, prompts, max_new_tokens, numbers):
+    def interrupted(self, prompts, max_new_tokens, numbers, **options):
         asked.append(list(numbers))
-        answers = original(self, prompts, max_new_tokens, numbers)
+        answers = original(self, prompts, max_new_tokens, numbers, **options)
         return answers if len(asked) > 1 else stop_after(answers, 2)
 
     def stop_after(answers, count):
@@ -167,22 +187,80 @@ def test_an_interrupted_run_goes_on_where_it_stopped(stages, prompts, tmp_path, 
     generate(request, prompts, tmp_path / "whole.jsonl")
     whole = read(tmp_path / "whole.jsonl")
     output = tmp_path / "answers.jsonl"
+    output.write_text("an earlier run's\n")
     asked = interrupt_once(monkeypatch)
     with pytest.raises(KeyboardInterrupt):
         generate(request, prompts, output)
-    assert not output.exists()
     partial = tmp_path / "answers.jsonl.partial"
-    partial.write_text(partial.read_text() + '{"id": "3", "tok')  # cut off while writing
+    assert {row["id"] for row in read(partial)[1:]} == {"1", "3"}  # the longest come first
+    assert output.read_text() == ""
+    for file in (output, partial):
+        file.write_text(file.read_text() + '{"id": "3", "tok')  # cut off while writing
     with pytest.raises(ValueError, match=r"other settings: sampling.seed was 3, is 4"):
         other = dataclasses.replace(SAMPLED, seed=4)
         generate(dataclasses.replace(request, sampling=other), prompts, output)
     with pytest.raises(ValueError, match=r"other settings: .*weights"):
         generate(dataclasses.replace(request, checkpoint=stages[1]), prompts, output)
     summary = generate(dataclasses.replace(request, slots=2), prompts, output)
-    assert len(asked[1]) == 2  # the other two were kept
-    assert read(output) == whole
+    assert asked[1] == [0, 2]  # the other two were kept
+    assert output.read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
     assert summary["tokens"] == sum(len(row["tokens"]) for row in whole)
     assert not partial.exists()
+
+
+def test_the_output_grows_by_answers_before_which_all_others_have_ended(
+    stages, tmp_path, monkeypatch
+):
+    texts = ("Tom has three apples.", "wie", "Tom has", "wie viele Äpfel", "Tom", "wie viele Ä")
+    prompts = write(tmp_path / "prompts.jsonl", [{"prompt": text} for text in texts])
+    output, partial = tmp_path / "answers.jsonl", tmp_path / "answers.jsonl.partial"
+    output.write_text("an earlier run's\n")
+    original, ended, grown = Engine.generate, [], []
+
+    def watched(*args, **options):
+        for answer in original(*args, **options):
+            grown.append(output.read_text(encoding="utf-8"))
+            ended.append(answer.number)
+            assert len(read(partial)) == len(ended)  # under the header
+            yield answer
+
+    monkeypatch.setattr(Engine, "generate", watched)
+    generate(Request(stages[0], max_new_tokens=NEW, slots=1), prompts, output)
+    lines = output.read_text(encoding="utf-8").splitlines(keepends=True)
+    assert [json.loads(line)["prompt"] for line in lines] == list(texts)
+    counts = [next(n for n in range(7) if n not in ended[:place]) for place in range(6)]
+    assert grown == ["".join(lines[:count]) for count in counts]
+    assert ended == [0, 3, 2, 1, 5, 4] and counts == [0, 1, 1, 1, 4, 4]
+    assert not partial.exists()
+
+
+@pytest.mark.slow
+def test_a_command_that_is_killed_leaves_whole_lines_and_goes_on(stages, tmp_path):
+    prompts = write(tmp_path / "prompts.jsonl", [{"prompt": "Tom has " * n} for n in range(1, 31)])
+    request = Request(stages[0], max_new_tokens=NEW)
+    generate(request, prompts, tmp_path / "whole.jsonl")
+    whole, output = (tmp_path / "whole.jsonl").read_bytes(), tmp_path / "answers.jsonl"
+    line = [sys.executable, "-m", "qalign_jax.generate", f"--checkpoint={stages[0]}", "--slots=1"]
+    line += [f"--prompts={prompts}", f"--output={output}", f"--max_new_tokens={NEW}"]
+    with subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        while process.poll() is None and not (output.exists() and output.read_bytes()):
+            time.sleep(0.01)
+        process.kill()
+    left, partial = output.read_bytes(), tmp_path / "answers.jsonl.partial"
+    assert left and whole.startswith(left) and left.endswith(b"\n")
+    killed_before_its_end = partial.exists()
+    assert killed_before_its_end or left == whole
+    done = subprocess.run(line, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert ("of 30 answers are there" in done.stderr) == killed_before_its_end
+    assert output.read_bytes() == whole and not partial.exists()
+
+
+def test_a_mesh_that_does_not_divide_a_model_is_not_called_damage(stages, prompts, tmp_path):
+    message = r"'heads' of length \d cannot be split in 8 equal parts"
+    with pytest.raises(ValueError, match=message) as refused:
+        generate(Request(stages[0], mesh="tensor:8"), prompts, tmp_path / "answers.jsonl")
+    assert "damaged" not in str(refused.value)
 
 
 def test_models_that_read_prompts_differently_are_refused(stages, prompts, tmp_path):
@@ -227,8 +305,10 @@ def test_a_missing_prompts_file_is_named(tmp_path):
         ({"expert": "b"}, "--expert without --antiexpert"),
         ({"antiexpert": "b"}, "--antiexpert without --expert"),
         ({"dtype": "float16"}, "--dtype=float16"),
+        ({"weights_dtype": "int4"}, "weights_dtype='int4': expected int8, or nothing"),
+        ({"cache_dtype": "bfloat16"}, "cache_dtype='bfloat16': expected int8, or nothing"),
         ({"max_new_tokens": 0}, "--max_new_tokens=0"),
-        ({"slots": 0}, "--slots=0"),
+        ({"slots": -1}, "--slots=-1"),
         ({"template": "papre"}, "papre"),
     ],
 )
@@ -271,7 +351,7 @@ def test_the_command_goes_on_with_a_trace_where_it_was_interrupted(
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
         interrupt_once(patched)
         generate(request, prompts, output, trace)
-    assert not trace.exists()
+    assert output.exists() and not trace.exists()
     with pytest.raises(ValueError, match=r"other settings: trace was true, is \(absent\)"):
         generate(request, prompts, output)
     directories = dict(zip(("checkpoint", "expert", "antiexpert"), stages, strict=True))
@@ -334,4 +414,4 @@ def test_answers_that_were_changed_by_hand_are_refused_by_their_line(
         ValueError, match=rf"answers\.jsonl\.partial:{len(rows)}: .*; delete the line"
     ):
         generate(request, prompts, output, trace)
-    assert not output.exists()
+    assert output.read_text() == ""

@@ -1,6 +1,8 @@
 """Progress of long work, in a log."""
 
+import io
 import re
+import sys
 
 from qalign_jax import progress
 
@@ -36,3 +38,16 @@ def test_a_single_unit_has_the_speed_of_itself(monkeypatch, caplog):
     with caplog.at_level("INFO", logger="absl"):
         progress.Progress("writing", 1, unit="tensor").add(tokens=50)
     assert caplog.records[-1].getMessage() == "writing: tensor 1 of 1, 10 tokens/s, 00:00 left"
+
+
+def test_a_bar_on_a_terminal_shows_the_same_speed(monkeypatch):
+    terminal = io.StringIO()
+    terminal.isatty = lambda: True
+    monkeypatch.setattr(sys, "stderr", terminal)
+    clock = iter([0.0, 100.0, 105.0, 120.0])
+    monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
+    shown = progress.Progress("generate", 4, unit="answer")
+    for _ in range(3):
+        shown.add(tokens=50, loss=0.5)
+    assert "3/4" in str(shown._bar) and "loss 0.5000, 5 tokens/s]" in str(shown._bar)
+    shown.close()

@@ -27,7 +27,7 @@ MISTAKES = [
 ]
 SEVERAL = (
     "--config.seed=abc", "--config.fast=maybe", "--config.nope=1", "--config.pretraining.lr=-1",
-    "--config.evaluation.slots=0", "--config.mesh=fsdp:x",
+    "--config.evaluation.slots=-1", "--config.mesh=fsdp:x",
 )  # fmt: skip
 TWICE = ("--config.stages=one", "--config.stages=two")
 HELP = [
@@ -69,7 +69,7 @@ def test_several_mistakes_exit_with_2_and_a_line_each(ended):
         "  4. mesh: mesh 'fsdp:x': bad size 'x' of fsdp; expected something like "
         "'data:1,fsdp:-1,tensor:2'",
         "  5. pretraining.lr=-1.0; expected at least 0",
-        "  6. evaluation.slots=0; expected at least 1",
+        "  6. evaluation.slots=-1; expected at least 0",
     ]
 
 
@@ -119,7 +119,8 @@ def test_help_imports_neither_jax_nor_the_data_sets(tmp_path):
 @pytest.mark.parametrize("arg", ["code", "choice"])
 def test_the_demos_in_code_and_in_multiple_choice_run_shortened(arg, tmp_path, bubblewrap):
     command = [sys.executable, "-m", "qalign_jax.run", f"--config=configs/demo.py:{arg}"]
-    command += ["--config.fast=True", f"--config.cache_dir={tmp_path / 'cache'}"]
+    command += ["--config.fast=True", "--config.evaluation.slots=16"]
+    command.append(f"--config.cache_dir={tmp_path / 'cache'}")
     ended = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert ended.returncode == 0, ended.stderr
     outcome = json.loads(ended.stdout.splitlines()[-1])

@@ -16,7 +16,8 @@ from jax.sharding import Mesh
 
 from qalign_jax.checkpoints import integrity
 from qalign_jax.models.config import LlamaConfig
-from qalign_jax.models.params import abstract_params
+from qalign_jax.models.params import abstract_held_on, abstract_params, abstract_params_on
+from qalign_jax.models.quantization import INT8, Matrix, held_matrix
 from qalign_jax.parallel.mesh import sharding_of
 from qalign_jax.progress import Progress
 
@@ -83,20 +84,28 @@ def tensor_shapes(config: LlamaConfig) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def read_params(tensors, config: LlamaConfig, mesh: Mesh, dtype=jnp.float32):
+def read_params(
+    tensors, config: LlamaConfig, mesh: Mesh, dtype=jnp.float32, weights_dtype: str | None = None
+):
     """The parameters of a directory, sharded over `mesh`, cast to `dtype`.
 
-    A tensor is read once, sent to its devices and dropped: beside what its devices hold, a host
-    needs one tensor and the parts in flight, at most two tensors.
+    A tensor is read once, sent to its devices as it is stored and dropped, and the devices cast or
+    quantise it: beside what its devices hold, a host needs one tensor and the parts in flight, at
+    most two tensors, and no device ever holds the model in another form.
 
     Args:
       tensors: TensorFiles, or an adapter over them (checkpoints/lora.py).
+      weights_dtype: as of `load_model`.
 
     Raises:
       ValueError: as `check`, before any device is used; or values that are not finite.
     """
     check(tensors, config)
     shapes, axes = abstract_params(config)
+    if weights_dtype is None:
+        wanted = abstract_params_on(config, mesh, dtype)
+    else:
+        wanted = abstract_held_on(config, mesh, dtype, int8=weights_dtype == INT8)
     params = jax.tree.map(lambda _: None, shapes)
     names = _names(config)
     progress = Progress(f"reading {tensors.directory.name}", len(names), unit="tensor")
@@ -104,22 +113,24 @@ def read_params(tensors, config: LlamaConfig, mesh: Mesh, dtype=jnp.float32):
         if name not in names:
             continue
         key, layer = names[name]
-        whole, leaf_axes = _leaf(shapes, key), _leaf(axes, key)
-        shape = whole.shape if layer is None else whole.shape[1:]
-        values = _to_ours(tensors.read(name), shape, WEIGHTS[key][1])
+        shape, leaf_axes, whole = (_leaf(tree, key) for tree in (shapes, axes, wanted))
+        shape = shape.shape if layer is None else shape.shape[1:]
+        inputs = WEIGHTS[key][1]
+        values = _to_ours(tensors.read(name), shape, inputs)
         sharding = sharding_of(mesh, leaf_axes if layer is None else leaf_axes[1:])
         part = jax.make_array_from_callback(shape, sharding, lambda index, v=values: v[index])
         parent = _leaf(params, key[:-1])
         if layer is None:
-            parent[key[-1]] = part.astype(dtype)
+            parent[key[-1]] = part.astype(whole.dtype)
         else:
-            sharding = sharding_of(mesh, leaf_axes)
             if parent[key[-1]] is None:
-                parent[key[-1]] = jnp.zeros(whole.shape, dtype, device=sharding)
-            parent[key[-1]] = _insert(sharding)(parent[key[-1]], part, layer)
-        parent[
-            key[-1]
-        ].block_until_ready()  # else the host reads ahead of its devices and holds many tensors
+                parent[key[-1]] = jax.tree.map(
+                    lambda leaf: jnp.zeros(leaf.shape, leaf.dtype, device=leaf.sharding), whole
+                )
+            shardings = jax.tree.map(lambda leaf: leaf.sharding, whole)
+            parent[key[-1]] = _insert(inputs, shardings)(parent[key[-1]], part, layer)
+        # else the host reads ahead of its devices and holds many tensors
+        jax.block_until_ready(parent[key[-1]])
         del part, values
         progress.add()
     progress.close()
@@ -186,11 +197,22 @@ def _to_ours(values: np.ndarray, shape: tuple[int, ...], inputs: int | None) -> 
 
 
 @functools.cache
-def _insert(sharding):
-    def insert(whole, part, layer):
-        return jax.lax.dynamic_update_index_in_dim(whole, part.astype(whole.dtype), layer, 0)
+def _insert(inputs: int | None, shardings):
+    """Puts a tensor into the stack of all layers, which may be a Matrix."""
 
-    return jax.jit(insert, donate_argnums=0, out_shardings=sharding)
+    def insert(whole, part, layer):
+        if isinstance(whole, Matrix) and inputs:
+            int8 = whole.scale is not None
+            part = held_matrix(part, inputs, whole.values.dtype, int8=int8)
+        return jax.tree.map(
+            lambda stack, new: jax.lax.dynamic_update_index_in_dim(
+                stack, new.astype(stack.dtype), layer, 0
+            ),
+            whole,
+            part,
+        )
+
+    return jax.jit(insert, donate_argnums=0, out_shardings=shardings)
 
 
 @jax.jit

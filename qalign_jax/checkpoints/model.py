@@ -28,7 +28,13 @@ from qalign_jax.data.tokenizer import Tokenizer, load_tokenizer
 from qalign_jax.faults import checksums
 from qalign_jax.models.config import Execution, LlamaConfig, RopeScaling
 from qalign_jax.models.llama import Llama
-from qalign_jax.models.params import abstract_params, abstract_params_on
+from qalign_jax.models.params import (
+    abstract_params,
+    abstract_params_on,
+    check_divides,
+    hold_and_free,
+)
+from qalign_jax.models.quantization import INT8, check_dtypes
 from qalign_jax.parallel.mesh import make_mesh
 
 _CARD = {
@@ -49,7 +55,10 @@ class Card(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """A model as it is loaded; `template` is the prompt that it was trained with."""
+    """A model as it is loaded; `template` is the prompt that it was trained with.
+
+    `params` are those that training reads, or as decoding holds them.
+    """
 
     config: LlamaConfig
     execution: Execution
@@ -100,6 +109,7 @@ def load_model(
     dtype: str | None = None,
     param_dtype: DTypeLike | None = None,
     tokenizer: Tokenizer | None = None,
+    weights_dtype: str | None = None,
 ) -> Model:
     """Loads a stage's folder, one of its checkpoints, or a Hugging Face directory.
 
@@ -108,31 +118,43 @@ def load_model(
       mesh: where the weights go, sharded by the table in parallel/mesh.py; by default this
         process's first device.
       dtype: the compute dtype, and that of the weights in memory; by default the model's own
-        compute dtype, with weights in f32.
+        compute dtype, with weights in f32. A Hugging Face directory has bf16, and f32 for decoding
+        on CPUs.
       param_dtype: the weights' dtype in memory where it is another; "stored" is that on disk.
       tokenizer: instead of the one in the directory.
+      weights_dtype: for decoding alone, how its layers' matrices are held (`hold` of
+        models/params.py): "" in the compute dtype, or "int8". A Hugging Face directory is
+        quantised tensor by tensor as it is read; of a stage's folder the weights are read in the
+        compute dtype, which must fit in memory, and quantised one parameter after the other.
 
     Raises:
       ValueError: there is no model, a part of it is missing or damaged (Damaged), or weights are
-        not finite.
+        not finite; a mesh that does not divide it; a `weights_dtype` that there is not.
     """
+    check_dtypes(weights_dtype or "")
     path = files.absolute(path)
     mesh = mesh or make_mesh("", jax.local_devices()[:1])
-    param_dtype = param_dtype or dtype or "float32"
     if hf_config.is_hf_directory(path):
         weights = [file.name for file in path.glob("*.safetensors")]
         checksums.check_sums(path, ["config.json", *weights])
     else:
         checksums.check_sums(stage_and_step(path)[0], ["model.json"])
     card = read_card(path)
+    check_divides(card.config, mesh)
+    on_cpu = mesh.devices.flat[0].platform == "cpu"
+    if weights_dtype is not None and hf_config.is_hf_directory(path) and on_cpu:
+        dtype = dtype or "float32"  # its own would be bf16, which CPUs compute slowly
     if dtype:
         card = card._replace(execution=dataclasses.replace(card.execution, dtype=dtype))
+    if weights_dtype is not None:
+        param_dtype = card.execution.dtype
+    param_dtype = param_dtype or dtype or "float32"
     tokenizer = tokenizer or load_tokenizer(tokenizer_directory(path))
     if hf_config.is_hf_directory(path):
         tensors = TensorFiles(path)
         if param_dtype == STORED:
             param_dtype = hf_weights.stored_dtype(tensors)
-        params = hf_weights.read_params(tensors, card.config, mesh, param_dtype)
+        params = hf_weights.read_params(tensors, card.config, mesh, param_dtype, weights_dtype)
         return Model(card.config, card.execution, params, tokenizer, card.template)
     stage_dir, step = stage_and_step(path)
     step_dir = stage_dir / "checkpoints" / str(step)
@@ -142,6 +164,8 @@ def load_model(
         # there are checksums of the arrays' own dtype and of those that models are loaded in
         checked = dtype_there if dtype_there.name in integrity.LOADED else own
         wanted = abstract_params_on(card.config, mesh, checked)
+        if weights_dtype is not None:
+            wanted = _with_wide_norms(wanted)
         logging.info("loading %s at step %d", stage_dir, step)
         params = integrity.load(step_dir, {"params": wanted})["params"]
     except checksums.Damaged as error:
@@ -152,7 +176,19 @@ def load_model(
     if checked != dtype_there:
         params = jax.tree.map(lambda leaf: leaf.astype(dtype_there), params)
         integrity.check_finite(params, step_dir)
+    if weights_dtype is not None:
+        int8, own = weights_dtype == INT8, card.execution.dtype
+        params = hold_and_free(card.config, params, own, mesh, int8=int8)
     return Model(card.config, card.execution, params, tokenizer, card.template)
+
+
+def _with_wide_norms(wanted):
+    """The scales of norms in f32, as models compute with them."""
+
+    def widen(path, leaf):
+        return leaf.update(dtype=jnp.float32) if path[-1].key == "scale" else leaf
+
+    return jax.tree_util.tree_map_with_path(widen, wanted)
 
 
 def _stored_dtype(step_dir: epath.Path, config: LlamaConfig) -> np.dtype:

@@ -8,7 +8,7 @@ file is written whole, once a minute.
 import json
 import os
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from etils import epath
@@ -60,6 +60,13 @@ _RESULT = {
 }
 
 
+def by_alpha(system: str, alpha: Any) -> list[tuple[str, Any]]:
+    """The names and alphas of a recipe's system: one, or one a value, like proxy_alpha0.5."""
+    if isinstance(alpha, Sequence):
+        return [(f"{system}_alpha{float(value)}", float(value)) for value in alpha]
+    return [(system, alpha)]
+
+
 def check_header(row: Any, where: str, remedy: str) -> None:
     """Raises a ValueError where the first line of a file of answers is no header."""
     schema.check(row, {"header": {"template?": schema.TEXT}}, where, remedy)
@@ -94,7 +101,7 @@ class AnswerFile:
         """Reads the answers of an earlier run.
 
         Args:
-          needed: the shapes of fields that every answer must have (shapes.py).
+          needed: the shapes of fields that every answer must have (schema.py).
 
         Raises:
           ValueError: the file was made with other settings, or a line before the last is damaged.
@@ -117,7 +124,7 @@ class AnswerFile:
         if rows[1:] and (found := settings.differences(rows[0]["header"], self.header)):
             raise ValueError(
                 f"{self.path} holds answers made with other settings: {found}. "
-                "Delete that file to answer again, or take another workdir"
+                "Delete that file to answer again, or write to another place"
             )
         for row, where in zip(rows[1:], places[1:], strict=True):
             schema.check(row, needed, where, remedy)

@@ -82,14 +82,28 @@ def training(init: Value, data: dict[str, ConfigDict], **changes) -> ConfigDict:
     return stage("train", init=init, data=data, **changes)
 
 
-def system(model: Value, expert: Value = "", antiexpert: Value = "", **changes) -> ConfigDict:
+def system(
+    model: Value,
+    expert: Value = "",
+    antiexpert: Value = "",
+    alpha: float | Sequence[float] | FieldReference = 1.0,
+    **changes,
+) -> ConfigDict:
     """One system to score: a model, or one steered by an expert against an anti-expert.
 
-    `changes`: alpha, preset, small_preset, trace, as in SystemConfig (recipe/stages/evaluate.py).
+    Several values of `alpha` make a system each, of the same loaded models. `changes`: preset,
+    small_preset, trace, as in SystemConfig (recipe/stages/evaluate.py).
     """
-    keys = [field.name for field in dataclasses.fields(SystemConfig)]
+    keys = [field.name for field in dataclasses.fields(SystemConfig) if field.name != "alpha"]
     values = {"model": model, "expert": expert, "antiexpert": antiexpert, **changes}
-    return _config(SystemConfig, keys, values)
+    config = _config(SystemConfig, keys, values)
+    config.alpha = alpha if isinstance(alpha, FieldReference) else any_alpha(alpha)
+    return config
+
+
+def any_alpha(value: float | Sequence[float]) -> FieldReference:
+    """A key for a system's alpha, which a flag may change to a number or to several."""
+    return FieldReference(value, field_type=object)
 
 
 def benchmark(path: Value = "", **options) -> ConfigDict:

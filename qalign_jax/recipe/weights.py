@@ -11,8 +11,9 @@ from qalign_jax.checkpoints import model as models
 from qalign_jax.checkpoints.model import Card, Model
 from qalign_jax.data.tokenizer import Tokenizer, difference, has_tokenizer, load_tokenizer
 from qalign_jax.faults.checksums import check_sums
-from qalign_jax.models.params import random_params
+from qalign_jax.models.params import hold_and_free, random_params
 from qalign_jax.models.presets import preset
+from qalign_jax.models.quantization import INT8
 
 RANDOM = "random"  # a name of weights: random values, in the size of a preset
 
@@ -145,17 +146,23 @@ class Weights:
             return f"{RANDOM} {self._source.preset} {self._resolver.seed}"
         return f"{name} {models.fingerprint(self._resolver.path(name))}"
 
-    def load(self, mesh: Mesh, dtype: str | None = None) -> Model:
-        """The model on a mesh; `dtype` is that of weights and computation (load_model).
+    def load(self, mesh: Mesh, dtype: str | None = None, weights_dtype: str | None = None) -> Model:
+        """The model on a mesh; `dtype` is that of weights and computation, `weights_dtype` is for
+        decoding (load_model).
 
         Random weights are f32 and have as many vocabulary rows as the tokenizer has pieces.
         """
         tokenizer, name = self.tokenizer(), self._source.name
         if name != RANDOM:
             path = self._resolver.path(name)
-            return models.load_model(path, mesh=mesh, dtype=dtype, tokenizer=tokenizer)
+            return models.load_model(
+                path, mesh=mesh, dtype=dtype, tokenizer=tokenizer, weights_dtype=weights_dtype
+            )
         config, execution, template = self.loaded_card()
         if dtype:
             execution = dataclasses.replace(execution, dtype=dtype)
         params = random_params(config, mesh, self._resolver.seed)
+        if weights_dtype is not None:
+            int8 = weights_dtype == INT8
+            params = hold_and_free(config, params, execution.dtype, mesh, int8=int8)
         return Model(config, execution, params, tokenizer, template)

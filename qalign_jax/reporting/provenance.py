@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from qalign_jax.evaluation.records import by_alpha
+
 Config = Mapping[str, Any]
 
 
@@ -25,10 +27,9 @@ def systems(config: Config) -> dict[str, str]:
             continue
         for name, system in (stage.get("systems") or {}).items():
             made = _chain(stages, system["model"])
-            if system.get("expert"):
-                moved = f"({system['expert']} − {system.get('antiexpert', '')})"
-                made += f" + {system.get('alpha', 1.0):g} · {moved}"
-            found[name] = made
+            moved = f"({system.get('expert')} − {system.get('antiexpert', '')})"
+            for each, alpha in by_alpha(name, system.get("alpha", 1.0)):
+                found[each] = f"{made} + {alpha:g} · {moved}" if system.get("expert") else made
         if stage.get("numbers_only"):
             found["numbers_only"] = "no model: guesses from a question's numbers, without its words"
     return found

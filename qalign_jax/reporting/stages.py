@@ -63,10 +63,18 @@ _STAGE = {
     **dict.fromkeys(("kind?", "init?", "preset?", "baseline?"), schema.TEXT),
     "systems?": schema.ANYTHING,  # of an evaluation, _SYSTEM by name
 }
+_ALPHA = schema.Leaf(
+    "a number or a list of numbers",
+    lambda given: (
+        all(map(schema.NUMBER.takes, given))
+        if isinstance(given, list)
+        else schema.NUMBER.takes(given)
+    ),
+)
 _SYSTEM = {
     "model": schema.TEXT,
     **dict.fromkeys(("expert?", "antiexpert?", "preset?", "small_preset?"), schema.TEXT),
-    "alpha?": schema.NUMBER,
+    "alpha?": _ALPHA,
 }
 _FIRST = ("base", "ralign", "qalign")  # in every table and chart, then the others in their order
 

@@ -1,8 +1,8 @@
-"""Peak host memory of conversions on one CPU device, beyond what the device holds.
+"""Peak host memory of conversions and of int8 loading on one CPU device, beside what it holds.
 
     python -m tests.benchmarks.conversion_memory
 
-Writes a checkpoint of 1 GB in bfloat16, runs each conversion in its own process and prints the
+Writes a checkpoint of 1 GB in bfloat16, runs each of them in its own process and prints the
 maximum resident set size of each. On a CPU, device memory is host memory: the bytes of the model
 and the peak of the same conversion of a tiny model are therefore subtracted. The remainder is also
 given in multiples of the largest tensor, in the dtype on the device.
@@ -15,6 +15,7 @@ import pathlib
 import sys
 import tempfile
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -22,6 +23,7 @@ from qalign_jax.checkpoints import hf_config, hf_weights
 from qalign_jax.checkpoints.safetensors import write_files
 from qalign_jax.data.tokenizer import load_tokenizer, train_sentencepiece
 from qalign_jax.models.config import LlamaConfig
+from qalign_jax.models.params import abstract_held
 
 LARGE = LlamaConfig(32_000, 2048, 8, 16, 16, 5632, 128)
 TINY = LlamaConfig(512, 64, 2, 4, 4, 128, 16)
@@ -44,9 +46,16 @@ def write_checkpoint(folder: pathlib.Path, config: LlamaConfig) -> None:
     (folder / "config.json").write_text(text)
 
 
+LOAD = """
+import sys
+from qalign_jax.checkpoints.model import load_model
+model = load_model(sys.argv[1], dtype="bfloat16", weights_dtype="int8")
+"""
+
+
 def peak(*arguments: str) -> int:
-    """Maximum resident set size of the process of a conversion, in bytes."""
-    command = [sys.executable, "-m", "qalign_jax.convert", *arguments]
+    """Maximum resident set size of a process of Python, in bytes."""
+    command = [sys.executable, *arguments]
     process = os.posix_spawn(
         sys.executable, command, os.environ | {"JAX_PLATFORMS": "cpu"},
         file_actions=[(os.POSIX_SPAWN_OPEN, fd, os.devnull, os.O_WRONLY, 0) for fd in (1, 2)],
@@ -59,11 +68,16 @@ def peak(*arguments: str) -> int:
 
 def main() -> None:
     largest = max(map(math.prod, hf_weights.tensor_shapes(LARGE).values()))
-    conversions = {  # name: source, target, dtype, bytes per parameter on the device
-        "in, bf16": ("hub", "ours", "bfloat16", 2),
-        "in, bf16 -> f32": ("hub", "wide", "float32", 4),
-        "out, bf16": ("ours", "back", "bfloat16", 2),
-        "out, f32 -> bf16": ("wide", "narrow", "bfloat16", 2),
+    bf16, f32 = (LARGE.num_parameters * width for width in (2, 4))
+    held = jax.tree.leaves(abstract_held(LARGE, "bfloat16", int8=True))
+    int8 = sum(leaf.size * leaf.dtype.itemsize for leaf in held)
+    conversions = {  # name: source, target, dtype, bytes on the device, those of the largest tensor
+        "in, bf16": ("hub", "ours", "bfloat16", bf16, 2 * largest),
+        "in, bf16 -> f32": ("hub", "wide", "float32", f32, 4 * largest),
+        "out, bf16": ("ours", "back", "bfloat16", bf16, 2 * largest),
+        "out, f32 -> bf16": ("wide", "narrow", "bfloat16", bf16, 2 * largest),
+        "loaded as int8": ("hub", "", "", int8, 2 * largest),
+        "loaded as int8, of a stage": ("ours", "", "", int8, 2 * largest),
     }
     print(f"{LARGE.num_parameters:,} parameters, the largest tensor has {largest:,}\n")
     print("| conversion | device holds | peak | tiny model's peak | beside the model | tensors |")
@@ -73,19 +87,17 @@ def main() -> None:
         for size, config in (("tiny", TINY), ("large", LARGE)):
             (root / size).mkdir()
             write_checkpoint(root / size / "hub", config)
-        for name, (source, target, dtype, width) in conversions.items():
-            peaks = {
-                size: peak(
-                    f"--source={root / size / source}", f"--target={root / size / target}",
-                    f"--dtype={dtype}",
-                )
-                for size in ("tiny", "large")
-            }  # fmt: skip
-            held = LARGE.num_parameters * width
+        for name, (source, target, dtype, held, tensor) in conversions.items():
+            peaks = {}
+            for size in ("tiny", "large"):
+                place = root / size
+                convert = ["-m", "qalign_jax.convert", f"--dtype={dtype}"]
+                convert += [f"--source={place / source}", f"--target={place / target}"]
+                peaks[size] = peak(*(convert if target else ["-c", LOAD, str(place / source)]))
             beside = peaks["large"] - peaks["tiny"] - held
             numbers = (held, peaks["large"], peaks["tiny"], beside)
             cells = " | ".join(f"{number / 1e6:,.0f} MB" for number in numbers)
-            print(f"| {name} | {cells} | {beside / (largest * width):.1f} |", flush=True)
+            print(f"| {name} | {cells} | {beside / tensor:.1f} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -92,7 +92,7 @@ STAY = {
     "datasets": {"cache", "cache/datasets", "cache/packed", "cache/datasets/jsonl"},
     "metrics.jsonl": {"metrics.jsonl", "tensorboard"},
     "de.jsonl": {"de.jsonl"},
-    "output.jsonl": {"output.jsonl.partial"},
+    "output.jsonl": {"output.jsonl", "output.jsonl.partial"},
     "imported": {"imported"},
     "hugging_face": {"hugging_face"},
 }

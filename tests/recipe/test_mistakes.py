@@ -68,7 +68,7 @@ def test_mistakes_of_every_kind_are_told_together_each_with_its_key(config, tmp_
     config.third = parts.training("nowhere/model", {"rows": parts.source("jsonl", "/no")})
     config.fourth = parts.training("fifth", {"rows": parts.source("jsonl")})
     config.fifth = parts.training("fourth", {"rows": parts.source("jsonl")})
-    config.evaluate.slots = 0
+    config.evaluate.slots = -1
     config.evaluate.benchmarks.word_problems.limit = -1
     config.stages = (*config.stages, "second", "third", "fourth", "fifth", "sixth")
     lines = told(config, only=["second", "seventh"])
@@ -78,7 +78,7 @@ def test_mistakes_of_every_kind_are_told_together_each_with_its_key(config, tmp_
         "train.clip=nan; expected a number",
         "train.lr=-1.0; expected at least 0",
         "train.warmup=2.0; expected from 0 to 1",
-        "evaluate.slots=0; expected at least 1",
+        "evaluate.slots=-1; expected at least 0",
         "evaluate.benchmarks.word_problems.limit=-1; expected from 0 to",
         "stages: no stage 'sixth' is described in the recipe",
         "fourth.init='fifth': fourth needs fifth, which does not come before it",

@@ -16,8 +16,9 @@ import transformers
 from ml_collections import ConfigDict
 
 from qalign_jax.checkpoints.model import load_model
-from qalign_jax.recipe import parts
+from qalign_jax.recipe import file, parts
 from qalign_jax.recipe.recipe import Recipe
+from qalign_jax.recipe.weights import Weights
 from qalign_jax.reporting import page
 from tests.faults.metadata import Metadata
 
@@ -222,6 +223,42 @@ def test_a_system_added_later_is_scored_beside_the_earlier_ones(finished, tmp):
     later = Recipe(config, workdir).run()
     assert later["systems"].keys() == {"base", "steered", "tuned"}
     assert later["systems"]["base"] == outcome["systems"]["base"]
+
+
+def test_several_alphas_are_a_system_each_of_models_that_are_loaded_once(
+    finished, tmp, monkeypatch
+):
+    workdir, _ = finished
+    loaded, load = [], Weights.load
+    monkeypatch.setattr(
+        Weights, "load", lambda self, *options: loaded.append(self) or load(self, *options)
+    )
+    config = make_config(tmp)
+    steered = config.evaluation.systems.steered
+    # of the same models, but not beside its like
+    config.evaluation.systems.alone = parts.system("tuned")
+    config.evaluation.systems.again = steered.copy_and_resolve_references()
+    changes = {
+        "evaluation.systems.steered.alpha": (0.0, 1.0, 2.5),
+        "evaluation.baseline": "steered_alpha1.0",
+    }
+    results = Recipe(file.read(config, changes), workdir).run()["systems"]
+    names = [f"steered_alpha{alpha}" for alpha in (0.0, 1.0, 2.5)]
+    assert {"base", "steered", "alone", *names, "again"} <= set(results)  # the earlier ones stay
+    assert len(loaded) == 3 + 1  # of all that are steered, and alone; base has its answers
+    folder = workdir / "evaluation"
+
+    def answers(system):
+        header, *lines = rows_of(folder / system / "word_problems" / "de.jsonl")
+        return header["header"]["settings"].get("alpha"), [line["output"] for line in lines]
+
+    at = {name: answers(name) for name in (*names, "again", "steered", "base")}
+    assert [at[name][0] for name in names] == [0.0, 1.0, 2.5]
+    assert at["steered_alpha1.0"] == at["again"] == at["steered"]
+    assert at["steered_alpha0.0"][1] == at["base"][1] != at["steered_alpha2.5"][1]
+    assert results["again"]["word_problems"]["versus"]["baseline"] == "steered_alpha1.0"
+    shown = page.write(workdir).read_text()
+    assert "base + 2.5 · (tuned − base)" in shown
 
 
 def test_a_workdir_made_with_other_settings_is_refused_by_name(finished, tmp):

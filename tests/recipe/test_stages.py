@@ -2,9 +2,11 @@
 
 import dataclasses
 import json
+import math
 import shutil
 
 import jax
+import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
@@ -13,9 +15,11 @@ from qalign_jax.checkpoints.model import Card, Model, save_model
 from qalign_jax.checkpoints.record import Record, write_record
 from qalign_jax.configs import demo
 from qalign_jax.data.tokenizer import load_tokenizer, train_sentencepiece
+from qalign_jax.decoding.system import System, TextGenerator
 from qalign_jax.models.config import Execution
-from qalign_jax.models.params import init_params
+from qalign_jax.models.params import hold, init_params
 from qalign_jax.models.presets import preset
+from qalign_jax.parallel.mesh import make_mesh
 from qalign_jax.recipe import parts
 from qalign_jax.recipe.recipe import Recipe
 from qalign_jax.recipe.stages.base import Stage, make_run, read_stages
@@ -84,6 +88,13 @@ def test_a_system_is_compiled_with_the_stages_dtype_and_room_for_the_longest_ans
     job = stages["scored"].jobs(run, Workload(prompt_tokens=100))["tuned"]
     assert isinstance(job, DecodingJob)
     assert (job.models[0].execution.dtype, job.prompt, job.new) == ("bfloat16", 100, 600)
+    before = stages["scored"].settings()
+    assert (job.weights_dtype, job.cache_dtype) == ("", "") and "cache_dtype" not in before
+    config.scored.weights_dtype = "int8"
+    stages, run = read(config)
+    job = stages["scored"].jobs(run, Workload())["tuned"]
+    assert (job.weights_dtype, job.cache_dtype) == ("int8", "")
+    assert stages["scored"].settings() == before | {"weights_dtype": "int8"}
 
 
 @pytest.mark.parametrize(
@@ -149,15 +160,39 @@ def test_a_part_without_a_value_that_it_needs_is_named():
         parts.stage("tests.recipe.test_stages")
 
 
+def swept(alpha):
+    return {"systems": {"steered": parts.system("tuned", "tuned", "tuned", alpha=alpha)}}
+
+
+def test_several_alphas_are_compiled_once(config):
+    config.scored.update(swept((0.5, -1, 1e-7)))
+    stages, run = read(config)
+    assert list(stages["scored"].jobs(run, Workload())) == ["steered", "tuned"]
+    names = ["steered_alpha0.5", "steered_alpha-1.0", "steered_alpha1e-07", "tuned"]
+    assert list(stages["scored"]._scored) == names
+
+
 def test_evaluation_that_makes_no_sense_is_refused(config):
     for change, message in [
-        ({"slots": 0}, "scored.slots=0; expected at least 1"),
+        ({"slots": -1}, "scored.slots=-1; expected at least 0"),
         ({"dtype": "int8"}, "scored.dtype='int8'"),
+        ({"weights_dtype": "int4"}, "scored.weights_dtype='int4': expected int8, or nothing"),
+        ({"cache_dtype": "f32"}, "scored.cache_dtype='f32': expected int8, or nothing"),
         ({"benchmarks": {"mgsm": {"max_new_tokens": -1}}}, "scored.benchmarks.mgsm.max_new_tokens"),
         ({"systems": {"tuned": {"expert": "tuned"}}}, "give both expert and antiexpert"),
         ({"systems": {"tuned": {"beta": 1.0}}}, "scored.systems.tuned.beta: no system has such a"),
         ({"systems": {"tuned": {"alpha": float("nan")}}}, "tuned.alpha=nan; expected a number"),
         ({"systems": {"a/b": parts.system("tuned")}}, "a system cannot be named 'a/b'"),
+        (swept(()), r"steered.alpha=\(\); expected one value or more"),
+        (swept((0.5, math.nan)), r"expected a number or a list of which each is a number"),
+        (swept("0.5,1"), r"alpha='0.5,1'; expected a number or a list, like \(0.5, 1.0\)"),
+        (swept((1, 0.5, 1.0)), "two systems are named 'steered_alpha1.0'; give each alpha once"),
+        (swept((1e20,)), r"a system cannot be named 'steered_alpha1e\+20'"),
+        (swept((0.5,)) | {"baseline": "steered"}, "one of the systems, steered_alpha0.5, tuned"),
+        (
+            {"systems": {"alone": parts.system("tuned", alpha=(1.0, 2.0))}},
+            "scored.systems.alone.alpha: several values need an expert and an antiexpert",
+        ),
     ]:
         changed = config.copy_and_resolve_references()
         with changed.unlocked():
@@ -274,6 +309,34 @@ def evaluation(large, expert, antiexpert, **changes):
         benchmarks={"word_problems": parts.benchmark(part="test", count=2)},
     )
     return config
+
+
+@pytest.mark.slow
+def test_an_evaluation_decodes_in_int8_and_its_files_say_so(directories, tmp_path, tokenizer):
+    own, _ = directories
+    config = evaluation(own, own, own, cache_dir=str(tmp_path / "cache"))
+    config.scored.systems = {"one": parts.system(str(own))}
+    config.scored.update({"dtype": "float32", "weights_dtype": "int8", "cache_dtype": "int8"})
+    config.scored.benchmarks.word_problems.update({"languages": ("en",), "max_new_tokens": 8})
+    Recipe(config, tmp_path / "run").run()
+    file = tmp_path / "run" / "scored" / "one" / "word_problems" / "en.jsonl"
+    header, *rows = map(json.loads, file.read_text(encoding="utf-8").splitlines())
+    settings = header["header"]["settings"]
+    assert settings["weights_dtype"] == settings["cache_dtype"] == "int8"
+    asked = dict(dtype="float32", weights_dtype="int8", cache_dtype="int8")
+    generator = TextGenerator(System.load([own], **asked))
+    answers = sorted(generator([row["prompt"] for row in rows], 8))
+    assert [row["output"] for row in rows] == [answer.text for answer in answers]
+
+
+def test_random_weights_become_int8_as_others_do(directories):
+    config = evaluation("random", "random", "random", tokenizer=str(directories[0] / "tokenizer"))
+    _, run = read(config)
+    weights, mesh = run.weights.resolve(Source("random", "tiny")), make_mesh("fsdp:4,tensor:2")
+    wide, int8 = weights.load(mesh, "bfloat16"), weights.load(mesh, "bfloat16", "int8")
+    expected = hold(wide.config, wide.params, "bfloat16", apart=False, int8=True)
+    jax.tree.map(np.testing.assert_array_equal, int8.params, expected)
+    assert int8.params["layers"]["mlp"]["up"].values.dtype == "int8"
 
 
 def test_a_system_of_models_whose_tokenizers_differ_is_refused_before_any_work(

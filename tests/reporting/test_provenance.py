@@ -1,6 +1,6 @@
 """What a page says of a run, from its recorded config."""
 
-from qalign_jax.configs import demo, math_cot
+from qalign_jax.configs import demo, math_cot, proxy_tuning
 from qalign_jax.reporting import provenance
 
 
@@ -16,6 +16,16 @@ def test_every_system_is_followed_back_to_the_first_weights():
     }
     assert provenance.baseline(config) == "ralign"
     assert provenance.presets(config) == ("demo_small", "demo_large")
+
+
+def test_every_alpha_of_a_system_is_followed():
+    config = proxy_tuning.get_config("tiny")
+    config.alpha = (0.5, 1)
+    assert provenance.systems(config.to_dict()) == {
+        "large": "random",
+        "large_proxy_alpha0.5": "random + 0.5 · (random − random)",
+        "large_proxy_alpha1.0": "random + 1 · (random − random)",
+    }
 
 
 def test_the_facts_name_the_model_the_seed_and_what_is_not_finished():

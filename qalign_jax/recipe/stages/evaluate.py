@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import math
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 import jax
@@ -21,10 +21,13 @@ from qalign_jax.evaluation.execution import TURNS, Execution
 from qalign_jax.evaluation.numbers_only import numbers_only
 from qalign_jax.evaluation.protocols import code
 from qalign_jax.models.llama import Llama
+from qalign_jax.models.quantization import check_dtypes
 from qalign_jax.parallel.mesh import make_mesh
 from qalign_jax.recipe.stages.base import Run, Stage
 from qalign_jax.recipe.weights import Source, Weights
 
+# Settings only where they are set, so that folders of before there were any stay valid.
+INT8_KEYS = ("weights_dtype", "cache_dtype")
 NUMBERS = "numbers_only"  # the reader without words, among the systems of results.json
 
 
@@ -33,13 +36,14 @@ class SystemConfig:
     """One system to score: a model, or one that an expert steers against an anti-expert.
 
     Models are named as a training stage's `init`; where one is "random", `preset` is the size of
-    the model and `small_preset` that of expert and anti-expert.
+    the model and `small_preset` that of expert and anti-expert. With several values of `alpha` it
+    is as many systems, which share the loaded models (records.by_alpha names them).
     """
 
     expert: str = ""
     antiexpert: str = ""
     model: str
-    alpha: float = 1.0
+    alpha: float | Sequence[float] = 1.0
     preset: str = ""
     small_preset: str = ""
     trace: bool = False  # what the model alone would have said, in the lines of answers
@@ -57,7 +61,9 @@ class Evaluate(Stage):
     systems: Mapping[str, Any]  # name -> keys of SystemConfig (parts.system)
     benchmarks: Mapping[str, Any]  # name -> its files and options (parts.benchmark)
     dtype: str = "bfloat16"
-    slots: int = 64  # rows decoded at once
+    weights_dtype: str = ""  # int8: of the layers' matrices
+    cache_dtype: str = ""  # int8: of keys and values
+    slots: int = 64  # rows decoded at once; 0 for as many as memory holds
     baseline: str = ""  # the system that the others are compared with
     # where the code of answers runs: bubblewrap, or none, where code is not run at all
     sandbox: str = "bubblewrap"
@@ -68,25 +74,37 @@ class Evaluate(Stage):
     FREE: ClassVar[frozenset[str]] = Stage.FREE | {"slots"}
 
     def check(self) -> None:
-        found = mistakes.out_of_range(f"{self.name}.", vars(self), {"slots": (1, math.inf)})
+        found = mistakes.out_of_range(f"{self.name}.", vars(self), {"slots": (0, math.inf)})
         for key in ("systems", "benchmarks"):
             if not getattr(self, key):
                 found.append(f"{self.name}.{key}: no {key} to evaluate")
         if self.dtype not in ("", "float32", "bfloat16"):
             found.append(f"{self.name}.dtype={self.dtype!r}; it is float32 or bfloat16")
+        found += mistakes.of(f"{self.name}.", check_dtypes, self.weights_dtype, self.cache_dtype)
         if self.sandbox not in ("bubblewrap", "none"):
             found.append(f"{self.name}.sandbox={self.sandbox!r}; it is bubblewrap or none")
-        if self.baseline not in ("", *self.systems):
-            found.append(
-                f"{self.name}.baseline={self.baseline!r}; it is one of the systems, "
-                f"{', '.join(self.systems)}"
-            )
         for name, options in self.benchmarks.items():
             where = f"{self.name}.benchmarks.{name}"
             found += mistakes.of(f"{where}: ", benchmarks.get, name)
             found += benchmarks.option_mistakes(where, options)
+        names: list[str] = []
         for name, system in self.systems.items():
-            found += self._system_mistakes(name, system)
+            wrong = self._system_mistakes(name, system)
+            found += wrong
+            scored = [(name, None)] if wrong else records.by_alpha(name, system.get("alpha"))
+            names += [each for each, _ in scored]
+        for name in dict.fromkeys(names):
+            if not files.is_name(name) or (name == NUMBERS and self.numbers_only):
+                named = f"{self.name}.systems: a system cannot be named {name!r}; take another"
+                found.append(named)
+            if names.count(name) > 1:
+                named = f"{self.name}.systems: two systems are named {name!r}"
+                found.append(f"{named}; give each alpha once, and every system its own name")
+        if self.baseline not in ("", *names):
+            found.append(
+                f"{self.name}.baseline={self.baseline!r}; it is one of the systems, "
+                f"{', '.join(names)}"
+            )
         mistakes.refuse(found)
 
     def _system_mistakes(self, name: str, system: Any) -> list[str]:
@@ -98,8 +116,11 @@ class Evaluate(Stage):
         found += mistakes.wrong_types(f"{where}.", system, hints)
         if "model" not in system:
             found.append(f"{where}.model: the system needs this key")
-        if not files.is_name(name) or (name == NUMBERS and self.numbers_only):
-            found.append(f"{self.name}.systems: a system cannot be named {name!r}; take another")
+        if isinstance(alphas := system.get("alpha"), tuple | list):
+            if not alphas:
+                found.append(mistakes.expected(f"{where}.alpha", alphas, "one value or more"))
+            if not system.get("expert"):
+                found.append(f"{where}.alpha: several values need an expert and an antiexpert")
         if bool(system.get("expert")) != bool(system.get("antiexpert")):
             found.append(f"{where}: give both expert and antiexpert, or neither")
         return found
@@ -116,6 +137,10 @@ class Evaluate(Stage):
                 where = f"{self.name}.systems.{name}: "
                 found += mistakes.of(where, _check_tokenizers, run, system)
         mistakes.refuse(found)
+
+    def settings(self) -> dict[str, Any]:
+        unset = [key for key in INT8_KEYS if not getattr(self, key)]
+        return {key: value for key, value in super().settings().items() if key not in unset}
 
     def sources(self) -> list[Source]:
         tokenizer = [Source(self.tokenizer)] if self.tokenizer else []
@@ -153,17 +178,17 @@ class Evaluate(Stage):
                     execution = dataclasses.replace(execution, dtype=self.dtype)
                 models.append(Llama(config, execution))
             sizes = (self.slots, workload.prompt_tokens, new)
-            jobs[name] = DecodingJob(tuple(models), self.mesh, *sizes)
+            dtypes = (self.weights_dtype, self.cache_dtype)
+            jobs[name] = DecodingJob(tuple(models), self.mesh, *sizes, *dtypes)
         return jobs
 
     def run(self, run: Run) -> dict[str, Any]:
         folder, problems = run.workdir / self.name, self._problems(run)
-        results: dict[str, dict[str, Any]] = collections.defaultdict(dict)
+        results: dict[str, dict[str, Any]] = {name: {} for name in self._scored}
         correct: dict[tuple[str, str], Any] = {}
         with contextlib.ExitStack() as stack:
             execution = stack.enter_context(Execution()) if self._executes else None
-            for name, system in self._systems.items():
-                generate = _LazyGenerator(self, run, system)
+            for name, generate in self._generators(run):
                 for benchmark, asked in problems.items():
                     judged = self._benchmark(benchmark)
                     scores = runner.evaluate(
@@ -203,9 +228,30 @@ class Evaluate(Stage):
                 found = statistics.compare(answers, correct[self.baseline, benchmark], averaged)
                 results[name][benchmark]["versus"] = {"baseline": self.baseline, **found}
 
+    def _generators(self, run: Run) -> Iterator[tuple[str, "_LazyGenerator"]]:
+        """The systems by turns, those that differ in alpha alone one behind the other: they share
+        the loaded models, of which no others are in memory then.
+        """
+        alike: dict[SystemConfig, list[str]] = collections.defaultdict(list)
+        for name, system in self._scored.items():
+            alike[dataclasses.replace(system, alpha=1.0)].append(name)
+        for system, names in alike.items():
+            load = functools.cache(functools.partial(_load, self, run, system))
+            for name in names:
+                yield name, _LazyGenerator(self, run, self._scored[name], load)
+
     @property
     def _systems(self) -> dict[str, SystemConfig]:
         return {name: SystemConfig(**system) for name, system in self.systems.items()}
+
+    @property
+    def _scored(self) -> dict[str, SystemConfig]:
+        """The systems as they are scored, one an alpha."""
+        return {
+            each: dataclasses.replace(system, alpha=alpha)
+            for name, system in self._systems.items()
+            for each, alpha in records.by_alpha(name, system.alpha)
+        }
 
     def _problems(self, run: Run) -> dict[str, list[dict[str, Any]]]:
         return {
@@ -223,29 +269,42 @@ def _check_tokenizers(run: Run, system: SystemConfig) -> None:
     check_tokenizers(names, [each.tokenizer() for each in _weights(run, system)])
 
 
+def _load(stage: Evaluate, run: Run, system: SystemConfig) -> TextGenerator:
+    mesh = make_mesh(stage.mesh)
+    models = [
+        weights.load(mesh, stage.dtype or None, stage.weights_dtype)
+        for weights in _weights(run, system)
+    ]
+    loaded = System.of(
+        models, [source.name for source in system.sources()],
+        weights_dtype=stage.weights_dtype, cache_dtype=stage.cache_dtype,
+    )  # fmt: skip
+    return TextGenerator(loaded, mesh=mesh, slots=stage.slots, trace=system.trace)
+
+
 class _LazyGenerator:
     """A system's generator, which loads its models when there is a first question to answer."""
 
-    def __init__(self, stage: Evaluate, run: Run, system: SystemConfig):
-        self._stage, self._system = stage, system
-        self._weights = _weights(run, system)
+    def __init__(
+        self, stage: Evaluate, run: Run, system: SystemConfig, load: Callable[[], TextGenerator]
+    ):
+        """`load` gives a generator of the system's models, with any alpha."""
+        self._load = load
+        weights = _weights(run, system)
         self.settings: dict[str, Any] = {
-            "models": [weights.fingerprint() for weights in self._weights],
+            "models": [each.fingerprint() for each in weights],
             "dtype": stage.dtype,
+            **{key: getattr(stage, key) for key in INT8_KEYS if getattr(stage, key)},
         }
-        if len(self._weights) == 3:
+        if len(weights) == 3:
             self.settings["alpha"] = system.alpha
         if system.trace:
             self.settings["trace"] = True
 
     @functools.cached_property
     def _generator(self) -> TextGenerator:
-        mesh = make_mesh(self._stage.mesh)
-        models = [weights.load(mesh, self._stage.dtype or None) for weights in self._weights]
-        names = [source.name for source in self._system.sources()]
-        system = System.of(models, names, self._system.alpha)
-        slots, trace = self._stage.slots, self._system.trace
-        return TextGenerator(system, mesh=mesh, slots=slots, trace=trace)
+        loaded = self._load()
+        return loaded.with_alpha(self.settings["alpha"]) if "alpha" in self.settings else loaded
 
     def __call__(self, *args, **options) -> Iterator[Answer]:
         return self._generator(*args, **options)
