@@ -1,5 +1,6 @@
 """Eight virtual CPU devices for every test, a small tokenizer, and the folder of real data."""
 
+import gc
 import json
 import os
 import pathlib
@@ -22,6 +23,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import filelock
 import fsspec
+import jax
 import pytest
 
 from qalign_jax.data.tokenizer import load_tokenizer, train_sentencepiece
@@ -40,6 +42,7 @@ SECRETS = {
 }  # fmt: skip
 
 
+MOST_MAPPINGS = 20_000
 # The files that take minutes come first: the last one would leave the other processes idle.
 LONGEST = ("test_fits.py", "test_notebooks.py", "test_readmes.py", "test_run.py")
 
@@ -59,6 +62,19 @@ def pytest_collection_modifyitems(config, items):
         left_out = [item for item in items if item.get_closest_marker("release")]
         config.hook.pytest_deselected(items=left_out)
         items[:] = [item for item in items if item not in left_out]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def few_memory_mappings():
+    """Frees compiled programs before the process has as many mappings as Linux lets it have.
+
+    A program takes ten to hundreds; at vm.max_map_count (65,530) XLA ends in a segmentation fault.
+    """
+    yield
+    mappings = pathlib.Path("/proc/self/maps")
+    if mappings.exists() and mappings.read_text().count("\n") > MOST_MAPPINGS:
+        jax.clear_caches()
+        gc.collect()
 
 
 @pytest.fixture(scope="session")
