@@ -14,6 +14,7 @@ from qalign_jax.decoding.combine import FirstModel
 from qalign_jax.decoding.engine import STEPS_PER_CALL_IN_STREAMS, Engine
 from qalign_jax.decoding.sampling import Sampling
 from qalign_jax.decoding.slots import advance, empty_slots
+from qalign_jax.models.cache import cache_axes
 from qalign_jax.models.config import Execution, LlamaConfig
 from qalign_jax.models.llama import Llama
 from qalign_jax.models.params import init_params
@@ -204,8 +205,10 @@ def test_a_mesh_changes_no_answer(apart):
     kept = [1, 4, 5, 8, 9]  # one bucket is enough here
     state, _ = advance(*_waiting(made), 0, 2)
     values = state.caches[0][0].values if apart else state.caches[0].values
+    axes = cache_axes(config, apart).values
+    local = dict(zip(axes, values.sharding.shard_shape(values.shape)[-4:], strict=True))
     assert values.shape[-4] == 8  # rounded up to the batch shards
-    assert values.sharding.shard_shape(values.shape)[-4:-1] == (2, 1, 64)
+    assert local == {"batch": 2, "kv_heads": 1, "length": 64, "head_size": config.head_size}
     assert state.outputs.sharding.is_fully_replicated
     prompts = prompts_of(LENGTHS)
     answers = made.generate([prompts[i] for i in kept], NEW, kept)
