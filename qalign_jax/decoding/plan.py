@@ -19,7 +19,7 @@ from qalign_jax.parallel.mesh import abstract_on, batch_shards, sharding_of
 
 # Caches grow in these steps, so that similar runs share a program.
 LENGTH_MULTIPLE = 64
-# The most positions of a prefill, unless one prompt alone has more.
+# The most positions of a prefill, of all its rows.
 PREFILL_POSITIONS = 8192
 # The most positions of one prompt in a prefill: rows that decode wait for one part at a time.
 PREFILL_PART = 512
