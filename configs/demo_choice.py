@@ -58,7 +58,7 @@ def get_config() -> ConfigDict:
         demo_stages.systems(),
         benchmarks={
             "everyday": parts.benchmark(
-                part="test", count=demo_stages.choose(config, 100, 12), seed=config.get_ref("seed")
+                part="test", count=demo_stages.choose(config, 100, 4), seed=config.get_ref("seed")
             )
         },
         dtype="float32",

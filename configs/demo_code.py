@@ -58,7 +58,7 @@ def get_config() -> ConfigDict:
             "word_problems": parts.benchmark(
                 protocol="code",
                 part="test",
-                count=demo_stages.choose(config, 100, 10),
+                count=demo_stages.choose(config, 100, 4),
                 seed=config.get_ref("seed"),
                 max_new_tokens=64,
             )

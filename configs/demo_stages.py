@@ -25,7 +25,7 @@ def training(
 ) -> ConfigDict:
     """A stage of short rows and few steps."""
     values = {"length": 144, "rows": 2, "b2": 0.98, "save_every": 1000, **changes}
-    steps = choose(config, steps, steps // 30)
+    steps = choose(config, steps, max(2, steps // 100))
     return parts.training(init, data, steps=steps, lr=lr, **values)
 
 
@@ -64,6 +64,7 @@ def systems() -> dict[str, ConfigDict]:
 
 def problems(config: ConfigDict, part: str, count: int, **options) -> ConfigDict:
     """Generated word problems (data/datasets/word_problems.py) of the recipe's seed."""
+    count = choose(config, count, count // 5)
     return parts.source(
         "word_problems", part=part, count=count, seed=config.get_ref("seed"), **options
     )

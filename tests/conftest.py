@@ -43,8 +43,11 @@ SECRETS = {
 
 
 MOST_MAPPINGS = 20_000
-# The files that take minutes come first: the last one would leave the other processes idle.
-LONGEST = ("test_fits.py", "test_notebooks.py", "test_readmes.py", "test_run.py")
+# The longest files come first, in this order: the last one would leave the other processes idle.
+LONGEST = (
+    "test_fits.py", "test_readmes.py", "test_notebooks.py", "test_hosts.py", "test_run.py",
+    "test_kills.py", "test_recipe.py", "test_readers.py", "test_missing.py", "test_scenarios.py",
+)  # fmt: skip
 
 
 def pytest_configure(config):
@@ -57,7 +60,8 @@ def pytest_collection_modifyitems(config, items):
 
     An -m in addopts would not suffice: -m on the command line replaces it.
     """
-    items.sort(key=lambda item: item.path.name not in LONGEST)
+    ranks = {name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: ranks.get(item.path.name, len(LONGEST)))
     if "release" not in config.option.markexpr:
         left_out = [item for item in items if item.get_closest_marker("release")]
         config.hook.pytest_deselected(items=left_out)

@@ -212,7 +212,7 @@ def test_overrides_change_a_recipe_as_the_command_line_does():
     for given in ("configs/demo.py", demo.get_config()):
         changed = file.read(given, changes)
         assert changed.seed == changed.evaluation.benchmarks.word_problems.seed == 5
-        assert changed.pretraining.steps == 2600 // 30  # by the reference to fast
+        assert changed.pretraining.steps == 2600 // 100  # by the reference to fast
         assert changed.pretraining.lr == 1.0 and isinstance(changed.pretraining.lr, float)
         assert changed.evaluation.slots == 7
         assert changed.stages == ("vocabulary", "pretraining")

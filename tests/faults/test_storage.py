@@ -234,7 +234,7 @@ def test_a_command_without_space_ends_with_one_line_and_74_and_goes_on_when_ther
         "import pathlib\n"
         "from tests.recipe.test_recipe import make_config\n"
         "def get_config():\n"
-        f"    config = make_config(pathlib.Path({str(tmp_path)!r}))\n"
+        f"    config = make_config(pathlib.Path({str(tmp_path)!r}), mesh='single')\n"
         "    config.base.steps, config.base.save_every = 4, 2\n"
         "    return config\n"
     )

@@ -203,6 +203,9 @@ def soak(folder: pathlib.Path, minutes: float, rng: random.Random) -> dict[str, 
     """
     stages = ("pretraining", "question_alignment", "response_alignment", "response_alignment_only")
     arguments = ["--config=configs/demo.py", f"--config.fast={minutes < 5}"]
+    if minutes < 5:  # of the fast demo's few steps, most would be over before a kill
+        steps = zip(stages, (86, 86, 16, 16), strict=True)
+        arguments += [f"--config.{stage}.steps={number}" for stage, number in steps]
     arguments += [
         f"--config.cache_dir={folder / 'cache'}",
         "--stages=" + ",".join(("vocabulary", *stages)),
