@@ -6,7 +6,6 @@ A cache is one `Cache` with the layers in front where a loop runs over them, as 
 with one a layer where the layers are `apart`: on a CPU a loop copies each layer's part out.
 """
 
-import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -27,18 +26,17 @@ class Cache(struct.PyTreeNode):
     values: Any
     key_scales: Any = None
     value_scales: Any = None
+    # how tokens are written: False one by one, True with their whole row (`write_cache`)
+    by_row: bool = struct.field(pytree_node=False, default=False)
 
     def map(self, function: Callable, *others: "Cache") -> "Cache":
         """A Cache of function(own, others' ...), where this one has arrays."""
-        fields = [field.name for field in dataclasses.fields(self)]
-        return Cache(
-            *(
-                None
-                if getattr(self, name) is None
-                else function(*(getattr(cache, name) for cache in (self, *others)))
-                for name in fields
-            )
-        )
+        made = {
+            name: function(*(getattr(cache, name) for cache in (self, *others)))
+            for name in ("keys", "values", "key_scales", "value_scales")
+            if getattr(self, name) is not None
+        }
+        return self.replace(**made)
 
 
 def cache_axes(config, apart: bool) -> Cache:
@@ -55,15 +53,31 @@ def cache_axes(config, apart: bool) -> Cache:
     return Cache(order, order, scales, scales)
 
 
-def whole_axes(config, apart: bool, int8: bool) -> Cache | tuple[Cache, ...]:
+def whole_axes(config, apart: bool, int8: bool, by_row=False) -> Cache | tuple[Cache, ...]:
     """The logical axes of a whole cache, in its own structure."""
-    axes = cache_axes(config, apart)
+    axes = cache_axes(config, apart).replace(by_row=by_row)
     if not int8:
         axes = axes.replace(key_scales=None, value_scales=None)
     return (axes,) * config.n_layers if apart else axes.map(lambda names: ("layers", *names))
 
 
-def empty_cache(config, dtype: str, batch: int, length: int, *, apart: bool, int8: bool = False):
+def is_by_row(config, entries: int, itemsize: int) -> bool:
+    """Whether a cache is written by rows on a TPU.
+
+    The compiler copies the whole array for every token that is written where its positions are the
+    last axis, if the array is small (measured with libtpu 0.0.52, up to 128 MiB).
+
+    Args:
+      entries: rows and positions of a device, multiplied, and by its share of the heads.
+      itemsize: bytes of a number.
+    """
+    size = config.n_layers * config.n_kv_heads * config.head_size * entries * itemsize
+    return bool(config.head_size % LANES) and size <= 2**27
+
+
+def empty_cache(
+    config, dtype: str, batch: int, length: int, *, apart: bool, int8=False, by_row=False
+):
     """A cache of zeros; int8 with scales of `dtype`, else of `dtype` itself."""
     sizes = dict(
         layers=config.n_layers, batch=batch, kv_heads=config.n_kv_heads, length=length,
@@ -75,7 +89,7 @@ def empty_cache(config, dtype: str, batch: int, length: int, *, apart: bool, int
         held = Cache(kind, kind, dtype, dtype)
         return axes.map(lambda names, kind: jnp.zeros([sizes[n] for n in names], kind), held)
 
-    axes = whole_axes(config, apart, int8)
+    axes = whole_axes(config, apart, int8, by_row)
     return tuple(one(each) for each in axes) if isinstance(axes, tuple) else one(axes)
 
 
@@ -89,6 +103,9 @@ def cache_length(config, cache) -> int:
 def write_cache(config, cache: Cache, layer, positions, k, v) -> Cache:
     """Writes k and v [B, T, K, H] of one layer into the cache at each row's positions [B, T].
 
+    A token is written where it belongs, but for scales, which are few, and caches `by_row`: their
+    rows of a layer are written anew, with the token in them.
+
     Args:
       cache: of all layers, or where `layer` is None of this one.
     """
@@ -98,12 +115,17 @@ def write_cache(config, cache: Cache, layer, positions, k, v) -> Cache:
             index = {"batch": jnp.arange(len(positions))[:, None], "length": positions}
             place = tuple(index.get(name, slice(None)) for name in names)
             return whole.at[place].set(new, mode="drop")
-        if "head_size" in names:
+        if "head_size" in names and not cache.by_row:
             return _token_writer(names)(whole, layer, positions, new)
         own = whole if layer is None else whole[layer]
-        at = positions[:, :, None] == jnp.arange(own.shape[-1])
-        placed = jnp.einsum("bts,btk->bks", at.astype(new.dtype), new)
-        own = jnp.where(at.any(axis=1)[:, None], placed, own)
+        axes = "".join(_LETTERS[name] for name in names)
+        at = positions[:, :, None] == jnp.arange(own.shape[names.index("length")])
+        made = "btkh"[: new.ndim]
+        placed = jnp.einsum(f"bts,{made}->{axes}", at.astype(new.dtype), new)
+        written = jnp.expand_dims(
+            at.any(axis=1), [axes.index(each) for each in axes if each in "kh"]
+        )
+        own = jnp.where(written, placed, own)
         return own if layer is None else jax.lax.dynamic_update_index_in_dim(whole, own, layer, 0)
 
     return cache.map(put, _as_held(cache, k, v), cache_axes(config, layer is None))
@@ -194,6 +216,7 @@ def read_prompts(config, cache, rows, length: int):
 
 # The axes of the keys and values that a layer makes.
 _WRITTEN = ("batch", "length", "kv_heads", "head_size")
+_LETTERS = {"batch": "b", "length": "s", "kv_heads": "k", "head_size": "h"}
 
 
 def layer_of(config, cache: Cache, layer, room: int) -> Cache:

@@ -265,7 +265,8 @@ class Llama(nn.Module):
         """Reads right-padded prompts, or their parts behind what is in `before`.
 
         Args:
-          tokens: [B, T] int32; lengths: [B] int32, at least 1.
+          tokens: [B, T] int32, read as the last id where they lie behind it (a draft may have fewer
+            than the model it drafts for); lengths: [B] int32, at least 1.
           before: keys and values of the S' tokens in front of each row, in the form of the second
             result.
 
@@ -280,6 +281,7 @@ class Llama(nn.Module):
         if start:
             earlier = cache_mask(start + index, start, self.config.sliding_window)
             seen = jnp.concatenate([earlier, seen], axis=-1)
+        tokens = self._known(tokens)
         hidden, _, kv = self._forward(tokens, start + index, seen, before=before, keep=_keep_kv)
         last = jnp.take_along_axis(hidden, (lengths - 1)[:, None, None], axis=1)
         return self._logits(last)[:, 0], kv
@@ -313,7 +315,7 @@ class Llama(nn.Module):
         """Reads T new tokens a row against a cache.
 
         Args:
-          tokens, positions: [B, T] int32.
+          tokens, positions: [B, T] int32; tokens as in `prefill`.
           cache: as `empty_cache`, apart where the layers of the parameters are. The tokens' keys
             and values are written at `positions`, dropped where those are S or more.
           room: how many of the cache's first positions are read, all by default; the rows whose
@@ -324,7 +326,7 @@ class Llama(nn.Module):
         """
         room = room or cache_length(self.config, cache)
         mask = cache_mask(positions, room, self.config.sliding_window)
-        hidden, cache, _ = self._forward(tokens, positions, mask, cache=cache)
+        hidden, cache, _ = self._forward(self._known(tokens), positions, mask, cache=cache)
         return self._logits(hidden), cache
 
     def _forward(
@@ -347,6 +349,9 @@ class Llama(nn.Module):
             carry = (x, cache, jnp.int32(0))
             (x, cache, _), kept = self.layers(carry, before, positions, mask, keep, kernel)
         return self.parallel.gather_length(self.norm(x)), cache, kept
+
+    def _known(self, tokens):
+        return jnp.minimum(tokens, self.config.vocab_size - 1)
 
     def _embed(self, tokens):
         return jnp.take(self.embed(), tokens, axis=0).astype(jnp.dtype(self.execution.dtype))

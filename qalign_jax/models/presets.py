@@ -26,6 +26,8 @@ PRESETS: dict[str, Preset] = {
     # The demo's small model, which is tuned, and the larger one, which it steers.
     "demo_small": _size(700, 128, 4, 4, 4, 344, _DEMO, max_length=256, init_scale=0.06),
     "demo_large": _size(700, 192, 4, 6, 6, 512, _DEMO, max_length=256, init_scale=0.05),
+    # Ten times as large as the small one.
+    "demo_larger": _size(700, 384, 6, 6, 6, 1024, _DEMO, max_length=256, init_scale=0.03),
     "smollm2_360m": _size(
         49_152, 960, 32, 15, 5, 2560, max_length=8192, rope_theta=100_000.0, tied=True
     ),

@@ -11,6 +11,7 @@ from qalign_jax.models.cache import (
     cache_axes,
     cache_length,
     empty_cache,
+    is_by_row,
     layer_of,
     read_prompts,
     write_cache,
@@ -40,10 +41,18 @@ def tokens_of(cache, apart):
     return found
 
 
-@pytest.fixture(params=[(True, False), (True, True), (False, False), (False, True)])
+@pytest.fixture(
+    params=[
+        ("apart", True, False, False), ("apart, int8", True, True, False),
+        ("stacked", False, False, False), ("stacked, int8", False, True, False),
+        ("by row", False, False, True), ("by row, int8", False, True, True),
+    ],
+    ids=lambda param: param[0],
+)  # fmt: skip
 def form(request):
-    apart, int8 = request.param
-    return apart, int8, empty_cache(CONFIG, "float32", BATCH, LENGTH, apart=apart, int8=int8)
+    _, apart, int8, by_row = request.param
+    sizes = CONFIG, "float32", BATCH, LENGTH
+    return apart, int8, empty_cache(*sizes, apart=apart, int8=int8, by_row=by_row)
 
 
 def random(seed, *shape):
@@ -86,10 +95,17 @@ def test_prompts_are_read_as_they_were_written(form):
         assert not whole[:, :2].any()
 
 
+def test_the_small_caches_of_small_heads_are_written_by_row():
+    heads = {size: dataclasses.replace(CONFIG, head_size=size, n_layers=32) for size in (64, 128)}
+    most = 2**27 // (32 * 2 * 64)  # numbers of one byte
+    assert is_by_row(heads[64], most, 1) and not is_by_row(heads[64], most + 1, 1)
+    assert not is_by_row(heads[64], most, 2) and not is_by_row(heads[128], 1, 1)
+
+
 def test_a_layer_is_read_up_to_its_room(form):
     apart, _, cache = form
     one = layer_of(CONFIG, cache[1], None, 5) if apart else layer_of(CONFIG, cache, 1, 5)
-    for field in dataclasses.fields(one):
-        array, names = getattr(one, field.name), getattr(cache_axes(CONFIG, apart), field.name)
+    for name in ("keys", "values", "key_scales", "value_scales"):
+        array, names = getattr(one, name), getattr(cache_axes(CONFIG, apart), name)
         if array is not None:
             assert array.shape[names.index("length")] == 5 and array.ndim == len(names)

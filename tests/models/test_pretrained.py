@@ -11,7 +11,8 @@ def test_the_260k_model_continues_its_reference_text_for_200_tokens(real_data, t
     model = load_model(tmp_path, dtype="float32")
     # the reference text has no EOS: id 0, which the model never produces, stands for it
     engine = Engine([(model.module, model.params)], eos_ids=(0,), slots=1)
-    ((_, tokens, _),) = engine.generate([[1]], 200)
+    (answer,) = engine.generate([[1]], 200)
+    tokens = answer.tokens
     assert len(tokens) == 200
 
     pieces = [text for _, text in read_pieces(folder / "tok512.bin", model.config.vocab_size)]
