@@ -3,12 +3,13 @@
 Both are arguments of compiled programs: any alpha runs in the program of another.
 """
 
-import math
 from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 from flax import struct
+
+MOST_ALPHA = 1000.0  # logits stay far from the ends of f32
 
 
 @struct.dataclass
@@ -32,20 +33,23 @@ class ProxyTuning:
     models = 3
 
     def __post_init__(self):
-        if isinstance(self.alpha, int | float) and not math.isfinite(self.alpha):
-            raise ValueError(f"alpha={self.alpha}: expected a number")
+        # NaN is in no range
+        if isinstance(self.alpha, int | float) and not abs(self.alpha) <= MOST_ALPHA:
+            raise ValueError(
+                f"alpha={self.alpha}: expected a number from -{MOST_ALPHA:g} to {MOST_ALPHA:g}"
+            )
 
     def __call__(self, logits: Sequence[jax.Array], vocab_size: int) -> jax.Array:
-        """Combines [B, V padded] of each model, whose paddings may differ.
+        """Combines [.., V padded] of each model, whose paddings may differ.
 
         Args:
           vocab_size: ids that all three models have; -1e30 from there on.
 
         Returns:
-          [B, V of the smallest padding] f32.
+          [.., V of the smallest padding] f32.
         """
         width = min(one.shape[-1] for one in logits)
-        large, expert, antiexpert = (one[:, :width].astype(jnp.float32) for one in logits)
+        large, expert, antiexpert = (one[..., :width].astype(jnp.float32) for one in logits)
         combined = large + self.alpha * (expert - antiexpert)
         # where one model masks a column, the sum is meaningless
         return jnp.where(jnp.arange(width) < vocab_size, combined, -1e30)

@@ -3,9 +3,11 @@
 Evaluation, the `generate` command and proxy-tuning all decode here.
 """
 
+import collections
 import copy
 import dataclasses
 from collections.abc import Iterator, Sequence
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -14,17 +16,20 @@ from absl import logging
 from jax.sharding import Mesh
 
 from qalign_jax.decoding.combine import Combine, FirstModel
+from qalign_jax.decoding.draft_length import (
+    AUTO,
+    DraftLength,
+    check_draft_tokens,
+    draft_kind,
+    named_kind,
+)
 from qalign_jax.decoding.likelihood import Continuation, log_likelihoods
 from qalign_jax.decoding.memory import free_bytes, with_slots
-from qalign_jax.decoding.plan import (
-    Plan,
-    hold_params,
-    make_plan,
-    with_room,
-)
+from qalign_jax.decoding.plan import MODEL, Plan, hold_params, make_plan, with_room
 from qalign_jax.decoding.requests import Generated, Request, Rows, Streamed, common_prefix
 from qalign_jax.decoding.sampling import Sampling
 from qalign_jax.decoding.slots import advance, empty_slots, fill, share_prefix
+from qalign_jax.decoding.speculative import Drafted
 from qalign_jax.decoding.turns import Conversations
 from qalign_jax.models.llama import Llama
 
@@ -57,6 +62,8 @@ class Engine:
         weights_dtype: str = "",
         cache_dtype: str = "",
         apart: bool | None = None,
+        draft: tuple[Llama, dict] | Literal["lookup"] | None = None,
+        draft_tokens: int | str = AUTO,
     ):
         """Takes models as (module, params) pairs.
 
@@ -75,22 +82,33 @@ class Engine:
           cache_dtype: "int8" holds keys and values so.
           apart: whether layers are decoded one by one or in a loop; by default what suits the
             devices (plan.py).
+          draft: what drafts tokens (speculative.py), another model as (module, params) or "lookup",
+            the row's own text; by default the expert of ProxyTuning, and of FirstModel nothing.
+          draft_tokens: drafts a round; 0 is plain decoding, "auto" what is fastest by a model of
+            the devices and the drafts kept so far (draft_length.py).
 
         Raises:
           ValueError: a number of models that `combine` does not take, fewer than 0 slots,
-            key-value heads that the mesh's tensor axis does not divide, another dtype than "int8".
+            key-value heads that the mesh's tensor axis does not divide, another dtype than "int8",
+            `draft_tokens` out of range, or some of them where nothing drafts.
         """
-        modules = tuple(module for module, _ in models)
-        if len(modules) != combine.models:
+        models = list(models)
+        if len(models) != combine.models:
             raise ValueError(
-                f"{type(combine).__name__} takes {combine.models} models, {len(modules)} were given"
+                f"{type(combine).__name__} takes {combine.models} models, {len(models)} were given"
             )
         self._combine = combine
+        self._draft_tokens = check_draft_tokens(draft_tokens)
+        kind = draft_kind(named_kind(draft), len(models), self._draft_tokens)
+        if kind == MODEL and isinstance(draft, tuple):
+            models.append(draft)
+        modules = tuple(module for module, _ in models)
         self._plan = make_plan(
             modules, sampling, mesh, slots,
             weights_dtype=weights_dtype, cache_dtype=cache_dtype, apart=apart, trace=trace,
+            draft=kind,
         )  # fmt: skip
-        self.max_length = min(module.config.max_length for module in modules)
+        self.max_length = min(module.config.max_length for module in self._plan.targets)
         self._params = hold_params(self._plan, [params for _, params in models])
         self._seed = sampling.seed
         self._eos_ids = np.asarray(eos_ids, np.int32)
@@ -169,7 +187,7 @@ class Engine:
         other, plan = copy.copy(self), self._plan
         other._plan = make_plan(
             plan.models, sampling, plan.mesh, slots, weights_dtype=plan.weights_dtype,
-            cache_dtype=plan.cache_dtype, apart=plan.apart, trace=trace,
+            cache_dtype=plan.cache_dtype, apart=plan.apart, trace=trace, draft=plan.draft,
         )  # fmt: skip
         other._seed = sampling.seed
         return other
@@ -196,8 +214,10 @@ class Engine:
         return log_likelihoods(self._plan, self._params, self._combine, continuations)
 
     def _requests(self, prompts, max_new_tokens, numbers) -> list[Request]:
-        if max_new_tokens < 1:
-            raise ValueError(f"max_new_tokens {max_new_tokens}: expected at least 1")
+        if not isinstance(max_new_tokens, int) or max_new_tokens < 1:
+            raise ValueError(
+                f"max_new_tokens {max_new_tokens}: expected a whole number, at least 1"
+            )
         requests, short = [], []
         for number, prompt in zip(numbers, prompts, strict=True):
             if not len(prompt):
@@ -246,7 +266,9 @@ class Engine:
         if prefix:
             slots = share_prefix(plan, self._params, slots, np.asarray(prefix, np.int32))
         rows = Rows(plan, len(prefix), requests)
+        draft_length = DraftLength(plan, self._draft_tokens)
         paused: dict[int, Request] = {}  # by number, until they are replied to
+        counts: dict[int, Drafted] = collections.defaultdict(Drafted.nothing)  # by number
         news: list[Streamed] = []
         while rows.busy or paused:
             if conversations and paused:
@@ -260,26 +282,37 @@ class Engine:
                         rows.wait_in_front(dataclasses.replace(request, prompt=prompt, limit=limit))
             for start, part in rows.parts():
                 slots = fill(plan, start, *constant, slots, **part, stop_table=stop_table)
-            room, stop_at_active, most = rows.next_steps(steps)
-            slots, report = advance(plan, room, *constant, slots, stop_at_active, most, stop_table)
+            drafts = draft_length.next(rows.longest)
+            room, stop_at_active, rounds = rows.next_rounds(steps, drafts)
+            until = stop_at_active, rounds
+            slots, report = advance(plan, room, drafts, *constant, slots, *until, stop_table)
             yield from news  # the device works meanwhile
             news = []
-            active, generated, outputs, traced = jax.device_get(report)
+            active, generated, texts, traced, drafted = jax.device_get(report)
+            if drafted:
+                draft_length.add(jax.tree.map(np.sum, drafted))
             for row, request in list(rows.running.items()):
+                if drafted:
+                    own = jax.tree.map(lambda count, row=row: int(count[row]), drafted)
+                    counts[request.number] += own
                 start, before = len(request.prompt), len(request.before)
                 turn = row, slice(start, start + generated[row] - before)
-                ids = outputs[turn].tolist()
+                ids = texts[turn].tolist()
                 new = rows.take(row, ids, bool(active[row]))
                 if active[row]:
                     news.append(Streamed(request.number, new))
                     continue
                 part = jax.tree.map(lambda column, turn=turn: column[turn], traced)
                 request = dataclasses.replace(
-                    request, before=[*request.before, *ids], traced=[*request.traced, part]
+                    request,
+                    before=[*request.before, *ids],
+                    traced=[*request.traced, part],
+                    drafted=counts[request.number] if drafted else None,
                 )
                 if conversations and conversations.ended(request.number, ids):
                     paused[request.number] = request
                     news.append(Streamed(request.number, new))
                 else:
                     news.append(request.ended(new))
+                    counts.pop(request.number, None)
         yield from news

@@ -43,7 +43,7 @@ def log_likelihoods(
     Raises:
       ValueError: at once: nothing follows a prompt, or it has more tokens than the models take.
     """
-    longest = min(model.config.max_length for model in plan.models)
+    longest = min(model.config.max_length for model in plan.targets)
     for index, (ids, prompt) in enumerate(continuations):
         if not 0 < prompt < len(ids) <= longest + 1:
             raise ValueError(
@@ -132,7 +132,7 @@ def _score(
         )
         return whole.reshape(-1, whole.shape[-1]), cache
 
-    logits, _ = each_model(plan, params, None, read)
+    logits, _ = each_model(plan, params, None, read, plan.target_groups)
     combined = combine(logits, plan.vocab_size)
     chosen = jnp.take_along_axis(combined, targets.reshape(-1, 1), axis=-1)[:, 0]
     scores = (chosen - jax.nn.logsumexp(combined, axis=-1)).reshape(targets.shape)

@@ -6,6 +6,7 @@ import pathlib
 
 import jax
 
+from qalign_jax.decoding.draft_length import LENGTHS
 from qalign_jax.decoding.plan import Plan, abstract_caches, empty_caches, round_up
 from qalign_jax.parallel import hosts
 from qalign_jax.parallel.chips import GIB
@@ -77,4 +78,17 @@ def _part_bytes(plan: Plan) -> int:
         shapes = jax.eval_shape(lambda: empty_caches(plan))
         caches = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes))
     outputs = plan.slots * plan.length * 4 * (5 if plan.trace else 1)
-    return caches + outputs
+    return caches + outputs + (_round_bytes(plan) if plan.draft else 0)
+
+
+def _round_bytes(plan: Plan) -> int:
+    """About what the logits of a round take of a device, where as much is drafted as "auto" may.
+
+    Greedy a copy a model and one combined are there at once, in sampling three times as many
+    (measured on a CPU).
+    """
+    rows = plan.slots // (batch_shards(plan.mesh) if plan.mesh else 1)
+    vocab = max(model.config.padded_vocab for model in plan.models)
+    copies = (len(plan.models) + 1) * (3 if plan.sampling.temperature else 1)
+    tensor = plan.mesh.shape["tensor"] if plan.mesh else 1
+    return rows * (LENGTHS[-1] + 1) * vocab * 4 * copies // tensor

@@ -2,7 +2,8 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import jax
@@ -10,21 +11,25 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from qalign_jax.decoding.sampling import Sampling
-from qalign_jax.models.cache import empty_cache, whole_axes
+from qalign_jax.models.cache import empty_cache, is_by_row, whole_axes
 from qalign_jax.models.llama import Llama
 from qalign_jax.models.params import abstract_params as shapes_of
 from qalign_jax.models.params import held_axes, hold, is_axes
 from qalign_jax.models.quantization import INT8, check_dtypes
 from qalign_jax.parallel.mesh import abstract_on, batch_shards, sharding_of
 
-# Caches grow in these steps, so that similar runs share a program.
-LENGTH_MULTIPLE = 64
+# Caches grow in these steps, so that similar runs share a program; those whose positions lie in a
+# TPU's lanes are whole multiples of them.
+LENGTH_MULTIPLE = 128
 # The most positions of a prefill, of all its rows.
 PREFILL_POSITIONS = 8192
 # The most positions of one prompt in a prefill: rows that decode wait for one part at a time.
 PREFILL_PART = 512
 # The fewest positions of a cache that a step reads, where the cache has more.
 LEAST_ROOM = 256
+
+# What drafts tokens (speculative.py): proxy-tuning's own expert, another model, or the row's text.
+EXPERT, MODEL, LOOKUP = "expert", "model", "lookup"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +41,7 @@ class Plan:
     of one size are decoded as one, with fewer collectives.
     """
 
-    models: tuple[Llama, ...]
+    models: tuple[Llama, ...]  # those whose logits are combined, behind them the draft MODEL
     sampling: Sampling
     mesh: Mesh | None
     slots: int  # 0: as many as memory holds (memory.py)
@@ -45,22 +50,49 @@ class Plan:
     cache_dtype: str = ""
     length: int = 0  # S, of every cache, and the room for outputs
     trace: bool = False
+    draft: str = ""  # EXPERT, MODEL or LOOKUP; "" decodes a token at a time
+
+    @property
+    def targets(self) -> tuple[Llama, ...]:
+        """The models whose logits choose the tokens."""
+        return self.models[:-1] if self.draft == MODEL else self.models
+
+    @property
+    def drafting(self) -> int | None:
+        """The place among `models` of the one that drafts."""
+        return {EXPERT: 1, MODEL: len(self.models) - 1}.get(self.draft)
 
     @property
     def vocab_size(self) -> int:
-        """The ids that all models have."""
-        return min(model.config.vocab_size for model in self.models)
+        """The ids that all targets have."""
+        return min(model.config.vocab_size for model in self.targets)
 
     @property
     def groups(self) -> list[tuple[Llama, int]]:
-        """Each model that is decoded, and how many are decoded as one."""
+        """Each model that is decoded, and how many are decoded as one; what drafts is alone."""
         groups: list[tuple[Llama, int]] = []
-        for model in self.models:
-            if groups and groups[-1][0] == model and not self.apart:
+        alone: set[int | None] = set()
+        if self.drafting is not None:  # it joins no group, and the next does not join its own
+            alone = {self.drafting, self.drafting + 1}
+        for place, model in enumerate(self.models):
+            if groups and groups[-1][0] == model and not self.apart and place not in alone:
                 groups[-1] = model, groups[-1][1] + 1
             else:
                 groups.append((model, 1))
         return groups
+
+    @property
+    def target_groups(self) -> list[int]:
+        """The places among `groups` of the targets."""
+        return list(range(len(self.groups) - (self.draft == MODEL)))
+
+    @property
+    def drafting_group(self) -> int | None:
+        """The place among `groups` of the model that drafts."""
+        if self.drafting is None:
+            return None
+        sizes = itertools.accumulate(count for _, count in self.groups)
+        return next(place for place, end in enumerate(sizes) if end > self.drafting)
 
     def place(self, array: jax.Array, axes: tuple[str | None, ...]) -> jax.Array:
         """The array, constrained to the sharding of these logical axes."""
@@ -79,6 +111,7 @@ def make_plan(
     cache_dtype: str = "",
     apart: bool | None = None,
     trace: bool = False,
+    draft: str = "",
 ) -> Plan:
     """What an `Engine` of these models compiles, for caches of no length yet (`with_room`).
 
@@ -100,13 +133,13 @@ def make_plan(
         models, dataclasses.replace(sampling, seed=0), mesh,
         round_up(slots, batch_shards(mesh) if mesh else 1),
         platform == "cpu" if apart is None else apart, weights_dtype, cache_dtype,
-        trace=trace,
+        trace=trace, draft=draft,
     )  # fmt: skip
 
 
 def with_room(plan: Plan, longest: int) -> Plan:
     """The plan with caches for prompts and answers that together have up to `longest` tokens."""
-    most = min(model.config.max_length for model in plan.models)
+    most = min(model.config.max_length for model in plan.targets)
     return dataclasses.replace(plan, length=min(round_up(longest, LENGTH_MULTIPLE), most))
 
 
@@ -215,11 +248,20 @@ def _params_axes(plan: Plan) -> list[Any]:
 def _cache_axes(plan: Plan) -> list[Any]:
     found = []
     for model, count in plan.groups:
-        axes = whole_axes(model.config, plan.apart, plan.cache_dtype == INT8)
+        int8 = plan.cache_dtype == INT8
+        axes = whole_axes(model.config, plan.apart, int8, _by_row(plan, model))
         if count > 1:
             axes = jax.tree.map(lambda names: (None, *names), axes, is_leaf=is_axes)
         found.append(axes)
     return found
+
+
+def _by_row(plan: Plan, model: Llama) -> bool:
+    if plan.apart:
+        return False
+    parts = plan.mesh.shape["tensor"] * batch_shards(plan.mesh) if plan.mesh else 1
+    width = 1 if plan.cache_dtype == INT8 else jnp.dtype(model.execution.dtype).itemsize
+    return is_by_row(model.config, plan.slots * plan.length // parts, width)
 
 
 def _shardings(mesh: Mesh, axes):
@@ -232,7 +274,7 @@ def empty_caches(plan: Plan) -> tuple[Any, ...]:
     for model, count in plan.groups:
         cache = empty_cache(
             model.config, model.execution.dtype, plan.slots, plan.length,
-            apart=plan.apart, int8=plan.cache_dtype == INT8,
+            apart=plan.apart, int8=plan.cache_dtype == INT8, by_row=_by_row(plan, model),
         )  # fmt: skip
         if count > 1:
             cache = jax.tree.map(lambda whole, n=count: jnp.stack([whole] * n), cache)
@@ -267,21 +309,28 @@ def abstract_caches(plan: Plan) -> tuple[Any, ...]:
 
 
 def each_model(
-    plan: Plan, params, caches, function: Callable[[Llama, Any, Any], tuple[jax.Array, Any]]
+    plan: Plan,
+    params,
+    caches,
+    function: Callable[[Llama, Any, Any], tuple[jax.Array, Any]],
+    groups: Collection[int] | None = None,
 ) -> tuple[list[jax.Array], tuple[Any, ...]]:
     """Calls a function for every model, those of a group at once.
 
     Args:
       params, caches: a tree a group; caches may be None.
       function: of a model, its parameters and its cache, returns logits and a new cache.
+      groups: only these, by their places; the caches of others stay as they are.
 
     Returns:
-      the logits, one a model, and the caches.
+      the logits, one a model of the groups, and all caches.
     """
     logits, new = [], []
     for place, (model, count) in enumerate(plan.groups):
         weights, cache = params[place], caches and caches[place]
-        if count == 1:
+        if groups is not None and place not in groups:
+            pass
+        elif count == 1:
             one, cache = function(model, weights, cache)
             logits.append(one)
         else:

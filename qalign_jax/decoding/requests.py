@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from qalign_jax.decoding.plan import Plan, prefill_shape, room_for
+from qalign_jax.decoding.speculative import Drafted
 from qalign_jax.decoding.trace import Columns
 
 # While more prompts are to be read, rows decode this many tokens between two prefills.
@@ -19,11 +20,13 @@ PREFIX_MULTIPLE = 32
 
 
 class Generated(NamedTuple):
-    """The answer to a prompt: the prompt's number, the ids without EOS, their trace."""
+    """The answer to a prompt: the prompt's number, the ids without EOS, their trace, and how its
+    tokens were drafted (None where nothing drafts)."""
 
     number: int
     tokens: list[int]
     traced: Columns | None = None
+    drafted: Drafted | None = None
 
 
 class Streamed(NamedTuple):
@@ -43,11 +46,14 @@ class Request:
     limit: int
     before: Sequence[int] = ()  # the ids that the answer's earlier turns generated
     traced: Sequence[Columns | None] = ()  # of each of these turns
+    drafted: Drafted | None = None  # of all of them
 
     def ended(self, tokens: list[int]) -> Streamed:
         """The answer's last tokens, which are among those `before`."""
         traced = jax.tree.map(lambda *turns: np.concatenate(turns), *self.traced)
-        return Streamed(self.number, tokens, Generated(self.number, list(self.before), traced))
+        return Streamed(
+            self.number, tokens, Generated(self.number, list(self.before), traced, self.drafted)
+        )
 
 
 class Rows:
@@ -95,20 +101,30 @@ class Rows:
             if decoding:
                 return
 
-    def next_steps(self, steps: int) -> tuple[int, int, int]:
-        """What `advance` does next: `room`, `stop_at_active`, and at most how many tokens."""
-        slots = self._plan.slots
+    @property
+    def longest(self) -> int:
+        """The tokens of the longest running row."""
+        # the first token is chosen by the prefill, and none is lost where EOS follows at once
+        lengths = [len(self.running[row].prompt) + told + 1 for row, told in self._told.items()]
+        return max(lengths, default=1)
+
+    def next_rounds(self, steps: int, drafts: int) -> tuple[int, int, int]:
+        """What `advance` does next: `room`, `stop_at_active`, and at most how many rounds.
+
+        Args:
+          steps: about how many tokens a row has at most; drafts: of a round, of which there is at
+            least one.
+        """
+        slots, width = self._plan.slots, drafts + 1
         wanted = self._group_size() if self._waiting else slots
         stop_at_active = slots - wanted
         if self._reading or (self._waiting and len(self._idle) >= wanted):
             stop_at_active, steps = 0, STEPS_BETWEEN_PREFILLS
-        # the first token is chosen by the prefill, and none is lost where EOS follows at once
-        lengths = [len(self.running[row].prompt) + told + 1 for row, told in self._told.items()]
-        longest = max(lengths, default=1)
-        room = room_for(self._plan, longest + STEPS_BETWEEN_PREFILLS)
+        room = room_for(self._plan, self.longest + max(STEPS_BETWEEN_PREFILLS, drafts))
+        rounds = max(1, steps // width)
         if room < self._plan.length:
-            steps = min(steps, room - longest + 1)
-        return room, stop_at_active, steps
+            rounds = min(rounds, (room - self.longest + 1) // width)
+        return room, stop_at_active, rounds
 
     def take(self, row: int, ids: list[int], active: bool) -> list[int]:
         """Takes all ids of a running row's turn so far; returns those that are new."""

@@ -42,6 +42,9 @@ def row_keys(key: jax.Array, requests: jax.Array, counts: jax.Array) -> jax.Arra
 def choose(sampling: Sampling, logits: jax.Array, keys: jax.Array) -> jax.Array:
     """The next token of every row, [B] int32.
 
+    A key's noise belongs to the ids: of two distributions, the likelier they are to agree, the
+    likelier is one choice of both with one key. Drafts rest on that (speculative.py).
+
     Args:
       logits: [B, V] f32; keys: [B] random keys, unused when greedy.
     """
@@ -56,5 +59,7 @@ def choose(sampling: Sampling, logits: jax.Array, keys: jax.Array) -> jax.Array:
     before = jnp.cumsum(probabilities, axis=-1) - probabilities
     # the most probable stays, however its own share was rounded
     kept = (before < sampling.top_p).at[:, 0].set(True)
-    rank = jax.vmap(jax.random.categorical)(keys, jnp.where(kept, ranked, -jnp.inf))
-    return jnp.take_along_axis(order, rank[:, None], axis=-1)[:, 0].astype(jnp.int32)
+    kept = jnp.take_along_axis(kept, jnp.argsort(order, axis=-1), axis=-1)
+    return jax.vmap(jax.random.categorical)(keys, jnp.where(kept, logits, -jnp.inf)).astype(
+        jnp.int32
+    )

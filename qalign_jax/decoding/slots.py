@@ -1,5 +1,9 @@
 """Decoding on the device: rows of a fixed batch, filled by prefill, advanced by one loop.
 
+Every turn of the loop is a round: some tokens are drafted, none in plain decoding, all are judged
+in one pass of the models whose logits count, and those are kept that they would have chosen, and
+one token more.
+
 The compiled functions are specialised by a hashable `Plan`, so that engines of equal models
 share programs. Shape letters as in models/llama.py; B counts slots here.
 """
@@ -10,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from qalign_jax.decoding import speculative
 from qalign_jax.decoding.combine import Combine
 from qalign_jax.decoding.plan import (
     Plan,
@@ -19,6 +24,7 @@ from qalign_jax.decoding.plan import (
     place_caches,
 )
 from qalign_jax.decoding.sampling import choose, row_keys
+from qalign_jax.decoding.speculative import Drafted
 from qalign_jax.decoding.trace import Columns, trace_tokens
 from qalign_jax.models.cache import read_prompts, write_prompts
 from qalign_jax.models.llama import Llama
@@ -39,8 +45,9 @@ class Slots(struct.PyTreeNode):
     generated: jax.Array  # [B] int32, tokens of the request so far, EOS not among them
     matched: jax.Array  # [B] int32, characters of the stop string that the row ends with
     active: jax.Array  # [B] bool, neither idle nor finished
-    outputs: jax.Array  # [B, S] int32, the tokens generated, at their positions
+    text: jax.Array  # [B, S] int32, the tokens of prompt and answer, at their positions
     traced: Columns | None  # [B, S], at the same positions; None where the plan traces nothing
+    drafted: Drafted | None  # [B], of one call of `advance`; None where the plan has no draft
 
 
 def _place_slots(plan: Plan, slots: Slots) -> Slots:
@@ -73,8 +80,9 @@ def empty_slots(plan: Plan) -> Slots:
         generated=row,
         matched=row,
         active=row.astype(bool),
-        outputs=jnp.zeros((plan.slots, plan.length), jnp.int32),
+        text=jnp.zeros((plan.slots, plan.length), jnp.int32),
         traced=Columns.empty((plan.slots, plan.length)) if plan.trace else None,
+        drafted=Drafted.none(plan.slots) if plan.draft else None,
     )
     return _place_slots(plan, slots)
 
@@ -92,7 +100,8 @@ def share_prefix(plan: Plan, params, slots: Slots, tokens) -> Slots:
         return last, write_prompts(model.config, cache, rows, 0, kv)
 
     caches = each_model(plan, params, slots.caches, read)[1]
-    return slots.replace(caches=place_caches(plan, caches))
+    text = slots.text.at[:, : len(tokens)].set(tokens)
+    return slots.replace(caches=place_caches(plan, caches), text=text)
 
 
 @functools.partial(jax.jit, static_argnames=("plan", "start"), donate_argnames="slots")
@@ -134,12 +143,15 @@ def fill(
         return last, write_prompts(model.config, cache, rows, start, kv)
 
     logits, caches = each_model(plan, params, slots.caches, read)
+    logits = logits[: len(plan.targets)]
     chosen, traced = _choose(plan, combine, logits, key, requests, generated)
     active = limits > generated
     kept, generated, active = _count(eos_ids, chosen, active, generated, limits)
     matched, active = _match(stop_table, chosen, jnp.zeros_like(lengths), active)
     first = jnp.where(kept, chosen, 0)
     ends = start + lengths
+    part = start + jnp.arange(tokens.shape[1])
+    text = slots.text.at[rows[:, None], part].set(tokens, mode="drop")
 
     def put(whole, new):
         return whole.at[rows].set(new, mode="drop")
@@ -156,78 +168,119 @@ def fill(
         generated=put(slots.generated, generated),
         matched=put(slots.matched, matched),
         active=put(slots.active, active),
-        outputs=put_token(slots.outputs, first),
+        text=put_token(text, first),
         traced=jax.tree.map(put_token, slots.traced, traced),
+        drafted=slots.drafted,
     )
     return _place_slots(plan, slots)
 
 
-@functools.partial(jax.jit, static_argnames=("plan", "room"), donate_argnames="slots")
+@functools.partial(jax.jit, static_argnames=("plan", "room", "drafts"), donate_argnames="slots")
 def advance(
     plan: Plan,
     room: int,
+    drafts: int,
     params,
     combine: Combine,
     key,
     eos_ids,
     slots: Slots,
     stop_at_active,
-    max_steps,
+    max_rounds,
     stop_table=None,
 ):
-    """Decodes until at most `stop_at_active` rows are active, or for `max_steps` tokens.
+    """Decodes until at most `stop_at_active` rows are active, or for `max_rounds` rounds.
 
     Args:
-      room: how much of every cache is read: the positions of active rows stay below it.
+      room: how much of every cache is read: what active rows read lies below it.
+      drafts: tokens that are drafted in a round; 0 decodes a token a round.
 
     Returns:
-      the slots, and for the host a copy of (active [B], generated [B], outputs [B, S], traced).
+      the slots, and for the host a copy of (active [B], generated [B], text [B, S], traced,
+      drafted [B]).
     """
 
     def unfinished(carry):
-        steps, slots = carry
-        return (steps < max_steps) & (slots.active.sum() > stop_at_active)
+        rounds, slots = carry
+        return (rounds < max_rounds) & (slots.active.sum() > stop_at_active)
 
     def step(carry):
-        steps, slots = carry
-        return steps + 1, _step(plan, room, params, combine, key, eos_ids, stop_table, slots)
+        rounds, slots = carry
+        arguments = params, combine, key, eos_ids, stop_table, slots
+        return rounds + 1, _round(plan, room, drafts, *arguments)
 
+    if slots.drafted is not None:
+        slots = slots.replace(drafted=Drafted.none(plan.slots))
     _, slots = jax.lax.while_loop(unfinished, step, (jnp.int32(0), slots))
     slots = _place_slots(plan, slots)  # a loop's result has no constraint of its own
-    return slots, (slots.active, slots.generated, slots.outputs, slots.traced)
+    return slots, (slots.active, slots.generated, slots.text, slots.traced, slots.drafted)
 
 
-def _step(plan: Plan, room: int, params, combine, key, eos_ids, stop_table, slots: Slots) -> Slots:
-    # idle rows write past the cache's end, where writes are dropped
-    positions = jnp.where(slots.active, slots.positions, plan.length)
-    tokens = plan.place(slots.tokens, ("batch",))
+def _round(
+    plan: Plan, room: int, drafts: int, params, combine, key, eos_ids, stop_table, slots: Slots
+) -> Slots:
+    guessed, own_logits, caches = speculative.draft(plan, room, drafts, params, key, slots)
+    width = drafts + 1
+    tokens = jnp.concatenate([slots.tokens[:, None], guessed], axis=1)
+    tokens = plan.place(tokens, ("batch", None))
+    positions = speculative.newest_positions(plan, slots)[:, None] + jnp.arange(width)
 
     def read(model: Llama, weights, cache):
-        inputs = tokens[:, None], positions[:, None], cache, room
-        new, cache = model.apply({"params": weights}, *inputs, method="decode")
-        return new[:, 0], cache
+        inputs = tokens, positions, cache, room
+        return model.apply({"params": weights}, *inputs, method="decode")
 
-    logits, caches = each_model(plan, params, slots.caches, read)
-    chosen, traced = _choose(plan, combine, logits, key, slots.requests, slots.generated)
-    kept, generated, active = _count(eos_ids, chosen, slots.active, slots.generated, slots.limits)
-    matched, active = _match(stop_table, chosen, slots.matched, active)
-    column = jnp.where(kept, slots.positions + 1, plan.length)
+    judges = [place for place in range(len(plan.groups)) if place != plan.drafting_group]
+    logits, caches = each_model(plan, params, caches, read, judges)
+    if own_logits is not None and plan.drafting is not None:  # what drafts judges too
+        logits.insert(plan.drafting, own_logits)
+    counts = slots.generated[:, None] + jnp.arange(width)
+    flat = [each.reshape(-1, each.shape[-1]) for each in logits]
+    requests = jnp.repeat(slots.requests, width)
+    chosen, traced = _choose(plan, combine, flat, key, requests, counts.reshape(-1))
+    chosen, traced = jax.tree.map(lambda each: each.reshape(-1, width), (chosen, traced))
+    slots, columns = _accept(plan, guessed, chosen, eos_ids, stop_table, slots)
 
     def put(whole, new):
-        return whole.at[jnp.arange(plan.slots), column].set(new, mode="drop")
+        return whole.at[jnp.arange(plan.slots)[:, None], columns].set(new, mode="drop")
 
-    outputs, traced = jax.tree.map(put, (slots.outputs, slots.traced), (chosen, traced))
+    text, traced = jax.tree.map(put, (slots.text, slots.traced), (chosen, traced))
+    return _place_slots(plan, slots.replace(caches=caches, text=text, traced=traced))
+
+
+def _accept(
+    plan: Plan, guessed, chosen, eos_ids, stop_table, slots: Slots
+) -> tuple[Slots, jax.Array]:
+    """Takes the chosen tokens up to the first that was not guessed, or that ends the answer.
+
+    Args:
+      guessed: [B, k] int32; chosen: [B, k + 1] int32, each after the guesses in front of it.
+
+    Returns:
+      the slots with all but caches, text and trace as they are then, and the positions [B, k + 1]
+      of the tokens, S where a token is not the answer's.
+    """
+    columns, drafts = [], guessed.shape[1]
+    taken, active, drafted = slots.active, slots.active, slots.drafted
+    generated, matched = slots.generated, slots.matched
+    tokens, positions = slots.tokens, slots.positions
+    for place in range(drafts + 1):
+        own = chosen[:, place]
+        kept, generated, goes_on = _count(eos_ids, own, taken, generated, slots.limits)
+        now_matched, goes_on = _match(stop_table, own, matched, goes_on)
+        matched = jnp.where(taken, now_matched, matched)
+        active = jnp.where(taken, goes_on, active)
+        columns.append(jnp.where(kept, positions + 1, plan.length))
+        tokens, positions = jnp.where(taken, own, tokens), positions + taken
+        guess = guessed[:, place] if place < drafts else None
+        if drafted is not None:
+            drafted = drafted.after(taken, own, guess, first=place == 0)
+        if guess is not None:
+            taken = goes_on & (own == guess)
     slots = slots.replace(
-        caches=caches,
-        tokens=chosen,
-        positions=slots.positions + 1,
-        generated=generated,
-        matched=matched,
-        active=active,
-        outputs=outputs,
-        traced=traced,
-    )
-    return _place_slots(plan, slots)
+        tokens=tokens, positions=positions, generated=generated, matched=matched, active=active,
+        drafted=drafted,
+    )  # fmt: skip
+    return slots, jnp.stack(columns, axis=1)
 
 
 def _choose(

@@ -5,7 +5,7 @@ import copy
 import dataclasses
 import os
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from jax.sharding import Mesh
 
@@ -13,9 +13,12 @@ from qalign_jax.checkpoints.model import Model, load_model, tokenizer_directory
 from qalign_jax.data.text_stream import TextStream
 from qalign_jax.data.tokenizer import Tokenizer, difference, load_tokenizer
 from qalign_jax.decoding.combine import Combine, ProxyTuning, combination
+from qalign_jax.decoding.draft_length import AUTO, check_draft_tokens, draft_kind, named_kind
 from qalign_jax.decoding.engine import Engine, Generated, Streamed
 from qalign_jax.decoding.likelihood import Continuation
+from qalign_jax.decoding.plan import LOOKUP, MODEL
 from qalign_jax.decoding.sampling import Sampling
+from qalign_jax.decoding.speculative import Drafted
 from qalign_jax.decoding.trace import Trace
 from qalign_jax.decoding.turns import Conversations, Turns
 from qalign_jax.models.quantization import check_dtypes
@@ -25,14 +28,16 @@ from qalign_jax.models.quantization import check_dtypes
 class System:
     """Loaded models, and how their logits are combined: made by `System.of` or `System.load`.
 
-    The two dtypes are as of `Engine`, of weights and of caches.
+    The two dtypes are as of `Engine`, of weights and of caches, as is `draft_tokens`.
     """
 
     models: tuple[Model, ...]
     combine: Combine
-    names: tuple[str, ...]  # of the models, for messages
+    names: tuple[str, ...]  # of the models, and of a model that drafts for them, for messages
     weights_dtype: str = ""
     cache_dtype: str = ""
+    draft: Model | Literal["lookup"] | None = None
+    draft_tokens: int | str = AUTO
 
     @classmethod
     def of(
@@ -43,16 +48,26 @@ class System:
         *,
         weights_dtype: str = "",
         cache_dtype: str = "",
+        draft: Model | Literal["lookup"] | None = None,
+        draft_tokens: int | str = AUTO,
     ) -> "System":
         """A system of one model, or of (large, expert, anti-expert).
 
+        Args:
+          names: of the models, and of a model that drafts.
+          draft, draft_tokens: as of `Engine`.
+
         Raises:
-          ValueError: another number of models, tokenizers that differ, another dtype than "int8".
+          ValueError: another number of models, tokenizers that differ, another dtype than "int8",
+            `draft_tokens` as of `Engine`.
         """
         check_dtypes(weights_dtype, cache_dtype)
-        check_tokenizers(names, [model.tokenizer for model in models])
         combine = combination(len(models), alpha)
-        return cls(tuple(models), combine, tuple(names), weights_dtype, cache_dtype)
+        drafting = [draft] if isinstance(draft, Model) else []
+        draft_kind(named_kind(draft), len(models), check_draft_tokens(draft_tokens))
+        check_tokenizers(names, [model.tokenizer for model in [*models, *drafting]])
+        dtypes = weights_dtype, cache_dtype
+        return cls(tuple(models), combine, tuple(names), *dtypes, draft, draft_tokens)
 
     @classmethod
     def load(
@@ -64,26 +79,42 @@ class System:
         dtype: str | None = None,
         weights_dtype: str = "",
         cache_dtype: str = "",
+        draft: str | os.PathLike = "",
+        draft_tokens: int | str = AUTO,
     ) -> "System":
         """Loads a system from directories; arguments as of `load_model` and `of`.
 
         Weights are kept as decoding holds them, and in no other form.
 
+        Args:
+          draft: the directory of a model that drafts, or "lookup"; "" as None of `Engine`. With
+            0 `draft_tokens` no model is loaded to draft.
+
         Raises:
           ValueError: as both; tokenizers that differ before any weight is read.
         """
         check_dtypes(weights_dtype, cache_dtype)
+        combination(len(directories), alpha)  # raises before any weight is read
+        # the expert is loaded already
+        if len(directories) == 3 and draft and os.fspath(draft) == os.fspath(directories[1]):
+            draft = ""
+        given = "" if not draft else LOOKUP if draft == LOOKUP else MODEL
+        kind = draft_kind(given, len(directories), check_draft_tokens(draft_tokens))
         names = [os.fspath(path) for path in directories]
+        names += [os.fspath(draft)] if kind == MODEL else []
         tokenizers = [load_tokenizer(tokenizer_directory(name)) for name in names]
         check_tokenizers(names, tokenizers)
-        combination(len(names), alpha)  # raises before any weight is read
         models = [
             load_model(
                 name, mesh=mesh, dtype=dtype, tokenizer=tokenizer, weights_dtype=weights_dtype
             )
             for name, tokenizer in zip(names, tokenizers, strict=True)
         ]
-        return cls.of(models, names, alpha, weights_dtype=weights_dtype, cache_dtype=cache_dtype)
+        drafting = models.pop() if kind == MODEL else LOOKUP if given == LOOKUP else None
+        return cls.of(
+            models, names, alpha, weights_dtype=weights_dtype, cache_dtype=cache_dtype,
+            draft=drafting, draft_tokens=draft_tokens,
+        )  # fmt: skip
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -100,7 +131,13 @@ class System:
         Raises:
           ValueError: the models' tokenizers read one of the texts differently.
         """
-        return _encode(self.names, [model.tokenizer for model in self.models], texts)
+        return _encode(self.names, self.tokenizers, texts)
+
+    @property
+    def tokenizers(self) -> list[Tokenizer]:
+        """Those of all models, a drafting one's among them."""
+        drafting = [self.draft] if isinstance(self.draft, Model) else []
+        return [model.tokenizer for model in [*self.models, *drafting]]
 
     def engine(
         self,
@@ -111,6 +148,9 @@ class System:
         trace: bool = False,
     ) -> Engine:
         """An engine that decodes with these models; arguments and errors as of `Engine`."""
+        draft = self.draft
+        if isinstance(draft, Model):
+            draft = draft.module, draft.params
         return Engine(
             [(model.module, model.params) for model in self.models],
             self.combine,
@@ -121,16 +161,20 @@ class System:
             trace=trace,
             weights_dtype=self.weights_dtype,
             cache_dtype=self.cache_dtype,
+            draft=draft,
+            draft_tokens=self.draft_tokens,
         )
 
 
 class Answer(NamedTuple):
-    """The answer to a prompt: the prompt's number, the text, the ids without EOS, their trace."""
+    """The answer to a prompt: the prompt's number, the text, the ids without EOS, their trace, and
+    how they were drafted."""
 
     number: int
     text: str
     tokens: Sequence[int]
     trace: Trace | None = None
+    drafted: Drafted | None = None
 
 
 class Token(NamedTuple):
@@ -151,7 +195,7 @@ class TextGenerator:
         """Takes the arguments of `System.engine`."""
         self._engine = system.engine(**options)
         self._names = system.names
-        self._tokenizers = [model.tokenizer for model in system.models]
+        self._tokenizers = system.tokenizers
 
     def __call__(
         self,
@@ -235,10 +279,10 @@ class TextGenerator:
     ) -> Iterator[Answer]:
         tokenizer = self._tokenizers[0]
         try:
-            for number, ids, traced in generated:
+            for number, ids, traced, drafted in generated:
                 text = conversations.answers[number] if conversations else tokenizer.decode(ids)
                 trace = None if traced is None else Trace.of(tokenizer, ids, traced)
-                yield Answer(number, text, ids, trace)
+                yield Answer(number, text, ids, trace, drafted)
         finally:
             if conversations:
                 conversations.close()
@@ -248,7 +292,8 @@ class TextGenerator:
 
 
 def check_tokenizers(names: Sequence[str], tokenizers: Sequence[Tokenizer]) -> None:
-    """Raises a ValueError where tokenizers differ: logits of different pieces cannot be added."""
+    """Raises a ValueError where tokenizers differ: neither logits of different pieces can be added,
+    nor drafts of different pieces be compared."""
     for name, tokenizer in zip(names[1:], tokenizers[1:], strict=True):
         if found := difference(tokenizers[0], tokenizer):
             raise _tokenizers_differ(names[0], name, found)
@@ -270,6 +315,6 @@ def _encode(
 
 def _tokenizers_differ(one: str, other: str, how: str) -> ValueError:
     return ValueError(
-        f"the tokenizers of {one} and {other} differ: {how}; proxy-tuning adds up logits, so its "
-        "models must share their tokenizer"
+        f"the tokenizers of {one} and {other} differ: {how}; logits are added up and "
+        "drafts compared by id, so the models must share their tokenizer"
     )

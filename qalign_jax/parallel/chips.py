@@ -36,17 +36,20 @@ CHIPS = {
     "v5p": Chip(("TPU v5",), 459, 95.73, 2765, 1200, 6.25, 3, 2, _DEEP),
     "v6e": Chip(("TPU v6",), 918, 31.24, 1638, 800, 12.5, 2, 1, _FLAT),
 }
-# bf16 TFLOP/s of devices that are in no slice of CHIPS, by a part of jax.Device.device_kind.
-OTHER_TFLOPS: dict[str, float] = {"TPU7x": 1153, "H100": 989, "H200": 989, "A100": 312}
+# bf16 TFLOP/s and GB/s of memory of devices that are in no slice of CHIPS, by a part of
+# jax.Device.device_kind.
+OTHER_PEAKS: dict[str, tuple[float, float]] = {
+    "TPU7x": (1153, 3690), "H100": (989, 3350), "H200": (989, 4800), "A100": (312, 2039),
+}  # fmt: skip
 
 
-def peak_tflops(device_kind: str) -> float | None:
-    """bf16 TFLOP/s of one device, None where its kind is not in the tables."""
+def peaks(device_kind: str) -> tuple[float, float] | None:
+    """bf16 TFLOP/s and GB/s of memory of one device, None where its kind is not in the tables."""
     # the longest name first: "TPU v5 lite" is no "TPU v5"
-    known: dict[str, float] = {
-        kind: chip.tflops for chip in CHIPS.values() for kind in chip.device_kinds
+    known: dict[str, tuple[float, float]] = {
+        kind: (chip.tflops, chip.hbm_gb_s) for chip in CHIPS.values() for kind in chip.device_kinds
     }
-    known |= OTHER_TFLOPS
+    known |= OTHER_PEAKS
     return next((known[kind] for kind in sorted(known, key=len)[::-1] if kind in device_kind), None)
 
 

@@ -17,7 +17,7 @@ from qalign_jax.faults import interrupts
 from qalign_jax.models.config import LlamaConfig
 from qalign_jax.models.flops import flops_per_token
 from qalign_jax.parallel import hosts
-from qalign_jax.parallel.chips import peak_tflops
+from qalign_jax.parallel.chips import peaks
 from qalign_jax.parallel.mesh import sharding_of
 from qalign_jax.progress import Progress
 from qalign_jax.training.anomalies import STOP, Anomalies
@@ -136,8 +136,8 @@ class _Meter:
 
     def __init__(self, config: LlamaConfig, batches: Batches):
         self._flops = flops_per_token(config, batches.packed.length)
-        peak = peak_tflops(jax.devices()[0].device_kind)
-        self._peak = peak and peak * 1e12 * jax.device_count()
+        peak = peaks(jax.devices()[0].device_kind)
+        self._peak = peak and peak[0] * 1e12 * jax.device_count()
         self._last = None
 
     def measure(self, real_tokens: int) -> dict:

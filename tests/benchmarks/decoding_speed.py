@@ -117,7 +117,7 @@ def compare_steps(models, combine, batch: int, room: int, rounds: int) -> dict[s
     """Seconds a step of ours, of transformers, and of reading what a step must read."""
     prompts = prompts_of([CONTEXT] * batch, models[0][0].vocab_size)
     ours = [(Llama(config, F32), params) for config, params in models]
-    engine = Engine(ours, combine, eos_ids=(NEVER,), slots=batch)
+    engine = Engine(ours, combine, eos_ids=(NEVER,), slots=batch, draft_tokens=0)
     plan, constant, slots = prefilled(engine, prompts, room, limit=10**6)
     read = room_for(plan, CONTEXT + STEPS + 1)
     state = [slots, slots.positions, slots.generated]
@@ -126,7 +126,7 @@ def compare_steps(models, combine, batch: int, room: int, rounds: int) -> dict[s
     def ours_steps():
         slots, positions, generated = state
         slots = slots.replace(positions=jnp.array(positions), generated=jnp.array(generated))
-        state[0], report = advance(plan, read, *constant, slots, 0, STEPS)
+        state[0], report = advance(plan, read, 0, *constant, slots, 0, STEPS)
         jax.block_until_ready(report)
 
     reference = Torch([to_sdpa(config, params) for config, params in models])

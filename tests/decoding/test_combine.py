@@ -96,13 +96,18 @@ def test_a_mesh_changes_no_answer(apart):
 
 
 def test_models_of_one_size_are_decoded_as_one_where_a_loop_runs_over_layers():
-    def groups(antiexpert, apart):
-        engine = Engine(models(antiexpert), ProxyTuning(), eos_ids=(0,), apart=apart)
+    def groups(antiexpert, apart, **options):
+        options = {"draft_tokens": 0, "apart": apart, **options}
+        engine = Engine(models(antiexpert), ProxyTuning(), eos_ids=(0,), **options)
         return [count for _, count in engine._plan.groups], engine._params
 
     counts, params = groups(SMALL, apart=False)
     assert counts == [1, 2]
     assert params[1]["layers"]["mlp"]["gate"].values.shape[:2] == (SMALL.n_layers, 2)
+    # what drafts is decoded alone
+    assert groups(SMALL, apart=False, draft_tokens=2)[0] == [1, 1, 1]
+    draft = models(SMALL)[2]
+    assert groups(SMALL, apart=False, draft=draft, draft_tokens=2)[0] == [1, 2, 1]
     assert groups(SMALL, apart=True)[0] == groups(LARGER_VOCABULARY, apart=False)[0] == [1, 1, 1]
 
 

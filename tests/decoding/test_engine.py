@@ -129,8 +129,8 @@ def test_a_step_reads_as_much_of_the_caches_as_the_longest_row_has(apart, monkey
     rooms = []
 
     class Noted(requests.Rows):
-        def next_steps(self, steps):
-            found = super().next_steps(steps)
+        def next_rounds(self, steps, drafts):
+            found = super().next_rounds(steps, drafts)
             rooms.append(found[0])
             return found
 
@@ -170,9 +170,9 @@ def test_rows_that_decode_wait_for_one_part_of_a_prompt_at_a_time(monkeypatch):
     rows.wait_in_front(requests.Request(2, long, NEW))
     for start in (0, 32, 64):
         assert [part[0] for part in rows.parts()] == [start]
-        assert rows.next_steps(64)[1:] == (0, requests.STEPS_BETWEEN_PREFILLS)
+        assert rows.next_rounds(64, 0)[1:] == (0, requests.STEPS_BETWEEN_PREFILLS)
     assert [part[0] for part in rows.parts()] == [96]
-    assert rows.next_steps(64)[1:] == (0, 64)
+    assert rows.next_rounds(64, 0)[1:] == (0, 64)
 
 
 def test_a_reused_slot_sees_nothing_of_the_row_before():
@@ -209,7 +209,7 @@ def test_a_mesh_changes_no_answer(apart):
     local = dict(zip(axes, values.sharding.shard_shape(values.shape)[-4:], strict=True))
     assert values.shape[-4] == 8  # rounded up to the batch shards
     assert local == {"batch": 2, "kv_heads": 1, "length": 64, "head_size": config.head_size}
-    assert state.outputs.sharding.is_fully_replicated
+    assert state.text.sharding.is_fully_replicated
     prompts = prompts_of(LENGTHS)
     answers = made.generate([prompts[i] for i in kept], NEW, kept)
     assert {answer.number: answer.tokens for answer in answers} == {
@@ -223,6 +223,7 @@ def _waiting(made):
     return (
         plan,
         plan.length,
+        0,
         made._params,
         FirstModel(),
         jax.random.key(0),

@@ -21,12 +21,12 @@ CONFIG = LlamaConfig(
     vocab_size=97, d_model=16, n_layers=2, n_heads=2, n_kv_heads=2, d_ff=32, head_size=8
 )
 MODEL = Llama(CONFIG, Execution(dtype="float32"))
-# keys and values of 64 tokens in f32, and their ids
-ROW = 2 * 2 * 64 * 2 * 8 * 4 + 64 * 4
+# keys and values of 128 tokens in f32, and their ids
+ROW = 2 * 2 * 128 * 2 * 8 * 4 + 128 * 4
 
 
 def plan_of(slots, mesh=None, **options):
-    return with_room(make_plan((MODEL,), Sampling(), mesh, slots, **options), 64)
+    return with_room(make_plan((MODEL,), Sampling(), mesh, slots, **options), 128)
 
 
 @pytest.mark.parametrize(
@@ -57,7 +57,7 @@ def test_a_mesh_holds_more_and_int8_caches_do():
 
 def test_slots_that_memory_does_not_hold_are_refused_with_what_fits():
     free = int(5 * ROW / 0.9) + 1
-    with pytest.raises(ValueError, match=r"of 16 slots with 64 tokens .*; 5 fit: give slots=5"):
+    with pytest.raises(ValueError, match=r"of 16 slots with 128 tokens .*; 5 fit: give slots=5"):
         with_slots(plan_of(16), 1000, free)
     with pytest.raises(ValueError, match="none fits; take cache_dtype=int8"):
         with_slots(plan_of(0), 1000, 1000)

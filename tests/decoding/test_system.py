@@ -38,7 +38,7 @@ def test_text_goes_in_after_bos_and_comes_out(tokenizer):
     assert system.encode(TEXTS) == ids
     expected = sorted(system.engine(slots=2).generate(ids, 6))
     answers = sorted(TextGenerator(system, slots=2)(TEXTS, 6))
-    assert answers == [(i, tokenizer.decode(ids), ids, None) for i, ids, _ in expected]
+    assert answers == [(i, tokenizer.decode(ids), ids, None, None) for i, ids, *_ in expected]
 
 
 def test_a_text_generator_keeps_no_weights_but_its_engines(tokenizer):

@@ -66,6 +66,7 @@ def prompts():
     return [rng.integers(0, SMALL.vocab_size, length).tolist() for length in LENGTHS]
 
 
+@functools.cache
 def decode(name, **options):
     configs = SYSTEMS[name]
     models = [(Llama(config, F32), params) for config, params in zip(
@@ -150,7 +151,7 @@ def test_slots_hold_no_columns_where_nothing_is_traced():
 def test_a_mesh_changes_no_trace():
     name = "large one with more ids"
     on_mesh = decode(name, mesh=make_mesh("fsdp:4,tensor:2"), slots=4, trace=True)
-    for answer, alone in zip(on_mesh, decode(name, trace=True), strict=True):
+    for answer, alone in zip(on_mesh, decode(name, sampling=Sampling(), trace=True), strict=True):
         assert answer.tokens == alone.tokens
         assert_equal(lists(answer.traced), vars(alone.traced))
 
@@ -206,7 +207,7 @@ def test_a_trace_goes_on_over_turns(system, tokenizer, texts):
     answers = list(TextGenerator(system, slots=3, trace=True)(questions, NEW, turns=turns))
     models = [to_transformers(model.config, model.params) for model in system.models]
     counts = []
-    for number, _, tokens, trace in answers:
+    for number, _, tokens, trace, _ in answers:
         solved = split_in_turns(tokenizer, number, questions[number], tokens)
         counts.append(len(solved))
         parts = [expected(models, read, said, 420) for read, said in solved]
@@ -219,7 +220,7 @@ def test_a_trace_goes_on_over_turns(system, tokenizer, texts):
 
 def test_the_text_of_the_base_is_what_it_would_have_added(system, tokenizer, texts):
     generator, seen = TextGenerator(system, slots=3, trace=True), set()
-    for _, text, tokens, trace in generator([text[:20] for text in texts[:6]], NEW):
+    for _, text, tokens, trace, _ in generator([text[:20] for text in texts[:6]], NEW):
         assert "".join(trace.text) == text
         for place, base in enumerate(trace.base_tokens):
             before = tokenizer.decode(tokens[:place])

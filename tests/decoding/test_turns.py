@@ -88,8 +88,9 @@ def late():
         yield lambda number, text: pool.submit(slow, next(delays), number, text)
 
 
-def generator(model, **options):
-    return TextGenerator(System.of([model], ["one"]), **options)
+def generator(model, drafts=None, **options):
+    names = ["one", "draft"] if isinstance((drafts or {}).get("draft"), Model) else ["one"]
+    return TextGenerator(System.of([model], names, **(drafts or {})), **options)
 
 
 def answers(model, prompts, turns, new=NEW, numbers=None, **options):
@@ -180,6 +181,22 @@ def test_tokens_and_texts_are_those_of_the_reference_with_late_replies(
     assert answers(model, prompts, Turns(stop, late), slots=slots) == plain(expected(stop))
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("draft", ["lookup", "model"])
+def test_a_stop_string_inside_a_draft_ends_a_turn(draft, model, prompts, expected):
+    drafts = {"draft": model if draft == "model" else draft, "draft_tokens": 4}
+    made = generator(model, drafts, slots=5)
+    found = list(made(prompts, NEW, turns=Turns(STOP, at_once)))
+    told = {answer.number: (answer.text, answer.tokens) for answer in found}
+    assert told == plain(expected(STOP))
+    for answer in found:  # counted over all turns: a token of each is the prefill's
+        turns = len(expected(STOP)[answer.number][1])
+        decoded = answer.drafted.tokens
+        assert len(answer.tokens) - turns <= decoded <= len(answer.tokens) + 1
+    if draft == "model":  # it drafts for itself, up to EOS and the stop string
+        assert all(answer.drafted.kept == answer.drafted.compared for answer in found)
+
+
 def test_a_prefill_takes_as_many_rows_as_its_longest_prompt_allows(
     model, prompts, expected, monkeypatch
 ):
@@ -217,7 +234,7 @@ def test_no_reply_ends_an_answer_at_the_stop_string(model, prompts, expected):
 def test_a_stop_string_that_never_comes_changes_no_answer(model, prompts):
     without = generator(model, slots=16)(prompts, NEW)
     found = answers(model, prompts, Turns("</llm-code>", at_once), slots=16)
-    assert found == {number: (text, ids) for number, text, ids, _ in without}
+    assert found == {number: (text, ids) for number, text, ids, *_ in without}
 
 
 def test_a_row_that_waits_for_its_reply_gives_its_slot_to_others(model, prompts, expected):
@@ -299,7 +316,7 @@ def test_later_turns_sample_with_new_noise(model, prompts):
     )
     sampling = Sampling(temperature=1.0, seed=1)
     whole = {
-        n: ids for n, _, ids, _ in generator(equal, slots=16, sampling=sampling)(prompts, 4 * NEW)
+        n: ids for n, _, ids, *_ in generator(equal, slots=16, sampling=sampling)(prompts, 4 * NEW)
     }
     turns = Turns("e", at_once)
     found = answers(equal, prompts, turns, slots=16, sampling=sampling)
