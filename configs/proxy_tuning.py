@@ -10,6 +10,10 @@ llama2_70b,v5p-16. The small models, `expert` tuned and `antiexpert` untuned, ar
 of a large LLaMA2 7B are TinyLlama 1.1B, which has its tokenizer: llama2_7b,v6e-1. Of several
 alphas, --config.alpha='(0.5, 1.0, 1.5)', each is a system. Nothing is trained. The paper's scores
 were not available for comparison.
+
+Tokens are drafted by the expert, which changes none (decoding/speculative.py). For a large LLaMA2
+13B the expert is half the model: --config.draft=/models/TinyLlama-1.1B drafts faster, or `lookup`,
+the text so far; --config.draft_tokens=0 decodes a token at a time.
 """
 
 from ml_collections import ConfigDict
@@ -18,6 +22,7 @@ from qalign_jax.configs import slices
 from qalign_jax.recipe import parts
 
 SMALL = {"tiny": "tiny", "llama2_7b": "tinyllama_1b"}  # beside others, LLaMA2 7B
+SMALLER = {"tiny": "tiny"}  # drafts; beside others, TinyLlama 1.1B
 
 
 def get_config(arg: str = "llama2_13b") -> ConfigDict:
@@ -29,6 +34,7 @@ def get_config(arg: str = "llama2_13b") -> ConfigDict:
         config.mesh = slices.mesh_for(slices.STEERED_MESHES, model, where)
     config.large = config.expert = config.antiexpert = "random"
     config.small = SMALL.get(model, "llama2_7b")  # preset of small random models
+    config.draft, config.draft_tokens = "", "auto"
     config.alpha = parts.any_alpha(1.0)  # of several, (0.5, 1.0, 1.5), each is a system
     config.paths = ConfigDict({"mgsm": "", "msvamp": ""})
     reference = config.get_ref
@@ -38,6 +44,8 @@ def get_config(arg: str = "llama2_13b") -> ConfigDict:
             "large_proxy": parts.system(
                 reference("large"), reference("expert"), reference("antiexpert"),
                 alpha=reference("alpha"), preset=model, small_preset=reference("small"),
+                draft=reference("draft"), draft_preset=SMALLER.get(model, "tinyllama_1b"),
+                draft_tokens=reference("draft_tokens"),
             ),
         },
         benchmarks={

@@ -19,6 +19,7 @@ from ml_collections import ConfigDict
 
 from qalign_jax import logs
 from qalign_jax.data.prompts import render
+from qalign_jax.decoding.draft_length import AUTO
 from qalign_jax.decoding.sampling import Sampling
 from qalign_jax.decoding.system import Answer, System, TextGenerator, Token
 from qalign_jax.evaluation import predictions as predictions_of
@@ -148,6 +149,8 @@ def load(
     dtype: str = "",
     weights_dtype: str = "",
     cache_dtype: str = "",
+    draft: str | os.PathLike = "",
+    draft_tokens: int | str = AUTO,
 ) -> LanguageModel:
     """Loads a model from a stage's folder or a Hugging Face directory.
 
@@ -160,11 +163,16 @@ def load(
       dtype: float32 or bfloat16; the model's own by default.
       weights_dtype, cache_dtype: "int8" keeps the layers' weights, or keys and values, in half the
         memory of bfloat16; README.md has the errors.
+      draft: what drafts tokens, which the model then judges several at once: the directory of a
+        smaller model with its tokenizer, or "lookup", the text so far. Answers are the same.
+      draft_tokens: drafts a round, "auto" by default; 0 for plain decoding.
 
     Raises:
-      ValueError: there is no model, or a part of it is missing; another dtype than these.
+      ValueError: there is no model, or a part of it is missing; another dtype than these; a draft
+        whose tokenizer differs.
     """
-    return _load([directory], 1.0, mesh, dtype, weights_dtype, cache_dtype)
+    options = dict(weights_dtype=weights_dtype, cache_dtype=cache_dtype)
+    return _load([directory], 1.0, mesh, dtype, **options, draft=draft, draft_tokens=draft_tokens)
 
 
 def ProxyTuned(
@@ -177,6 +185,8 @@ def ProxyTuned(
     dtype: str = "",
     weights_dtype: str = "",
     cache_dtype: str = "",
+    draft: str | os.PathLike = "",
+    draft_tokens: int | str = AUTO,
 ) -> LanguageModel:
     """Loads a large model, steered by a tuned small one against the same untuned.
 
@@ -191,11 +201,14 @@ def ProxyTuned(
       large, expert, antiexpert: directories as `load` takes; expert is the small model tuned,
         antiexpert the same untuned.
       mesh, dtype, weights_dtype, cache_dtype: as in `load`, of all three models.
+      draft, draft_tokens: as in `load`; by default the expert drafts.
 
     Raises:
       ValueError: as `load`, or tokenizers that differ.
     """
-    return _load([large, expert, antiexpert], alpha, mesh, dtype, weights_dtype, cache_dtype)
+    models = [large, expert, antiexpert]
+    options = dict(weights_dtype=weights_dtype, cache_dtype=cache_dtype)
+    return _load(models, alpha, mesh, dtype, **options, draft=draft, draft_tokens=draft_tokens)
 
 
 def run(
@@ -254,7 +267,7 @@ def score(benchmark: str, predictions: str | os.PathLike, *, execute: bool = Fal
     >>> german = "runs/demo/evaluation/qalign/word_problems/de.jsonl"
     >>> scored = qalign_jax.score("word_problems", german)
     >>> scored["n"], sorted(scored["accuracy"])
-    (10, ['average', 'de', 'non_english'])
+    (4, ['average', 'de', 'non_english'])
 
     Args:
       predictions: a file of JSON Lines: output, answer, and language on every line or on none.
@@ -331,13 +344,13 @@ def _command(name: str, asked: Sequence[str]) -> dict[str, Any]:
 
 
 def _load(
-    directories: list, alpha: float, mesh: str, dtype: str, weights_dtype: str, cache_dtype: str
+    directories: list, alpha: float, mesh: str, dtype: str, *, draft_tokens: int | str, **options
 ) -> LanguageModel:
     if dtype not in ("", "float32", "bfloat16"):
         raise ValueError(f"dtype={dtype!r}: expected float32 or bfloat16")
     where = make_mesh(mesh) if mesh else None
     system = System.load(
-        directories, alpha=alpha, mesh=where, dtype=dtype or None, weights_dtype=weights_dtype,
-        cache_dtype=cache_dtype,
+        directories, alpha=alpha, mesh=where, dtype=dtype or None, draft_tokens=draft_tokens,
+        **options,
     )  # fmt: skip
     return LanguageModel(system, where)

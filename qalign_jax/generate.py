@@ -1,18 +1,17 @@
-"""Decodes prompts with one model, or with a large one that a small one's tuning steers.
+"""Decodes prompts with one model, or a large one that a tuned small one steers.
 
     python -m qalign_jax.generate --checkpoint=DIR --prompts=prompts.jsonl --output=answers.jsonl
     python -m qalign_jax.generate --checkpoint=LARGE --expert=TUNED --antiexpert=UNTUNED ...
 
 A DIR is a stage's folder of a run or a Hugging Face directory. The prompts are JSON Lines with
-`prompt`, taken as it is, or `question`, put into the prompt template; the output has the same lines
-in the same order, with `output` (text) and `tokens` (ids, EOS left out) added.
+`prompt`, or with `question`, put into the prompt template; the output adds `output` (text) and
+`tokens` (ids, EOS left out) to these lines, in their order. OUTPUT grows as an answer and all
+before it have ended (on gs:// at the end); all that have ended are in OUTPUT.partial, from which
+the same command resumes, and OUTPUT is whole when that is gone.
 
-OUTPUT grows line by line: an answer is written as soon as it and all before it have ended (on gs://
-at the end). All that have ended are in OUTPUT.partial, from which the same command resumes after an
-interruption; OUTPUT is whole when OUTPUT.partial is gone.
-
---trace=trace.jsonl writes a line a prompt too, of columns with an entry a token: what the model of
---checkpoint alone would have said, with what probability, and how far the small ones moved it.
+Drafts (of the expert, or of --draft) are judged several at once: the same answers, sooner.
+--trace writes a line a prompt, of every token: what the model of --checkpoint alone would have
+said, with what probability, and how far the small ones moved it.
 """
 
 import dataclasses
@@ -29,7 +28,11 @@ from etils import epath
 from qalign_jax import cli, files, schema
 from qalign_jax.checkpoints.model import fingerprint
 from qalign_jax.data.prompts import render, template_text
+from qalign_jax.decoding.combine import combination
+from qalign_jax.decoding.draft_length import AUTO, check_draft_tokens, draft_kind
+from qalign_jax.decoding.plan import LOOKUP, MODEL
 from qalign_jax.decoding.sampling import Sampling
+from qalign_jax.decoding.speculative import Drafted
 from qalign_jax.decoding.system import System
 from qalign_jax.decoding.trace import Trace
 from qalign_jax.evaluation.records import AnswerFile
@@ -41,7 +44,7 @@ from qalign_jax.progress import Progress
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """The models and settings of decoding; slots and mesh change no answer."""
+    """The models and settings of decoding; slots, mesh and drafts change no answer."""
 
     checkpoint: str
     expert: str = ""
@@ -55,6 +58,8 @@ class Request:
     mesh: str = ""
     weights_dtype: str = ""
     cache_dtype: str = ""
+    draft: str = ""
+    draft_tokens: str = AUTO
 
     def __post_init__(self):
         if bool(self.expert) != bool(self.antiexpert):
@@ -66,6 +71,9 @@ class Request:
         if self.dtype not in ("", "float32", "bfloat16"):
             raise ValueError(f"--dtype={self.dtype}: expected float32 or bfloat16")
         check_dtypes(self.weights_dtype, self.cache_dtype)
+        combination(len(self.directories), self.alpha)
+        given = MODEL if self.draft not in ("", LOOKUP) else self.draft
+        draft_kind(given, len(self.directories), check_draft_tokens(self.draft_tokens))
         if self.max_new_tokens < 1:
             raise ValueError(f"--max_new_tokens={self.max_new_tokens}: expected at least 1")
         if self.slots < 0:
@@ -90,9 +98,10 @@ def generate(
 
     `output` is replaced when decoding begins, and holds the first answers while it goes on.
 
-    Returns {"prompts", "tokens", "seconds", "tokens_per_second"}.
-    Prompts and tokens are the whole file's; seconds and their rate are of what this call decoded,
-    compilation included.
+    Returns {"prompts", "tokens", "seconds", "tokens_per_second"}, and where tokens were drafted
+    "tokens_per_round" and "acceptance", the share of compared drafts that was kept.
+    Prompts and tokens are the whole file's; all else is of what this call decoded, compilation
+    included.
 
     Raises:
       ValueError: before any decoding: a request, prompts or a directory that cannot be used.
@@ -109,6 +118,7 @@ def _generate(request: Request, rows: list[dict[str, Any]], output, trace) -> di
     system = System.load(
         request.directories, alpha=request.alpha, mesh=mesh, dtype=request.dtype or None,
         weights_dtype=request.weights_dtype, cache_dtype=request.cache_dtype,
+        draft=request.draft, draft_tokens=request.draft_tokens,
     )  # fmt: skip
     tokenizer, template = system.tokenizer, request.template or system.template
     ids = system.encode([_prompt(row, template) for row in rows])
@@ -120,7 +130,7 @@ def _generate(request: Request, rows: list[dict[str, Any]], output, trace) -> di
     )
     del system  # the engine keeps weights of its own where it holds them in another order
     missing = [number for number in range(len(rows)) if str(number) not in answers.answers]
-    start, decoded = time.monotonic(), 0
+    start, decoded, drafts = time.monotonic(), 0, Drafted.nothing()
     finished = engine.generate(
         [ids[number] for number in missing], request.max_new_tokens, missing, in_order=True
     )
@@ -134,13 +144,14 @@ def _generate(request: Request, rows: list[dict[str, Any]], output, trace) -> di
     progress = Progress("generate", len(rows), len(rows) - len(missing), "answer")
     try:
         grown.open()
-        for number, tokens, traced in finished:
+        for number, tokens, traced, drafted in finished:
             answer: dict[str, Any] = {"id": str(number), "tokens": tokens}
             if traced is not None:
                 answer["trace"] = Trace.of(tokenizer, tokens, traced).to_json()
             answers.add(answer)
             grown.extend()
             decoded += len(tokens)
+            drafts += drafted or Drafted.nothing()
             progress.add(len(tokens))
     finally:
         answers.close()
@@ -159,6 +170,7 @@ def _generate(request: Request, rows: list[dict[str, Any]], output, trace) -> di
         "tokens": sum(len(line["tokens"]) for line in lines),
         "seconds": round(seconds, 3),
         "tokens_per_second": round(decoded / seconds, 1),
+        **drafts.shares(),
     }
 
 
@@ -257,7 +269,13 @@ def _check_files(prompts, output, trace) -> None:
 def _header(request: Request, ids: list[list[int]], traced: bool) -> dict[str, Any]:
     """All that shapes the answers, so that answers of two settings never mix."""
     settings = dataclasses.asdict(request)
-    for key in ("slots", "mesh", "template"):  # the prompts' ids hold the template
+    for key in (
+        "slots",
+        "mesh",
+        "draft",
+        "draft_tokens",
+        "template",
+    ):  # the prompts' ids hold the template
         del settings[key]
     for key in ("weights_dtype", "cache_dtype"):  # files of before there were any stay valid
         if not settings[key]:
@@ -286,6 +304,8 @@ def define_flags() -> None:
         "weights_dtype", "", "int8: the layers' weights, half of bfloat16's memory."
     )
     flags.DEFINE_string("cache_dtype", "", "int8: keys and values, likewise.")
+    flags.DEFINE_string("draft", "", "What drafts tokens: a DIR or lookup; else the expert.")
+    flags.DEFINE_string("draft_tokens", AUTO, "Drafts a round: auto, or a number, 0 for none.")
     flags.DEFINE_integer("slots", 64, "Prompts decoded at once; 0: by memory.")
     flags.DEFINE_string(
         "template",
@@ -312,6 +332,8 @@ def _command(argv: list[str]) -> dict[str, Any]:
         mesh=flags.FLAGS.mesh,
         weights_dtype=flags.FLAGS.weights_dtype,
         cache_dtype=flags.FLAGS.cache_dtype,
+        draft=flags.FLAGS.draft,
+        draft_tokens=flags.FLAGS.draft_tokens,
     )
     return generate(request, flags.FLAGS.prompts, flags.FLAGS.output, flags.FLAGS.trace)
 

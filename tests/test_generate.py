@@ -146,6 +146,36 @@ def test_the_expert_steers(stages, tokenizer, prompts, tmp_path):
     assert read(output) == expected(tokenizer, (0, 1, 2), combine=ProxyTuning(0.7))
 
 
+@pytest.mark.slow
+def test_drafts_change_no_answer_and_are_counted_in_the_last_line(stages, prompts, tmp_path):
+    counted = {}
+    for name, drafts in {
+        "plain": {"draft_tokens": "0"},
+        "expert": {},
+        "model": {"draft": stages[0], "draft_tokens": "3"},
+        "lookup": {"draft": "lookup", "draft_tokens": "2"},
+    }.items():
+        request = Request(*stages, alpha=0.0, max_new_tokens=NEW, sampling=SAMPLED, **drafts)
+        counted[name] = generate(request, prompts, tmp_path / name)
+        assert read(tmp_path / name) == read(tmp_path / "plain")
+    assert not {"tokens_per_round", "acceptance"} & counted["plain"].keys()
+    assert counted["expert"]["tokens_per_round"] >= 1
+    assert 0 <= counted["lookup"]["acceptance"] <= 1
+    # with alpha 0 the large model drafts for itself
+    assert counted["model"]["acceptance"] == 1.0 and counted["model"]["tokens_per_round"] > 2
+
+
+def test_drafts_may_differ_where_an_interrupted_run_goes_on(stages, prompts, tmp_path, monkeypatch):
+    request = Request(stages[0], max_new_tokens=NEW, draft="lookup", draft_tokens="2")
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        interrupt_once(patched)
+        generate(request, prompts, tmp_path / "answers.jsonl")
+    plain = Request(stages[0], max_new_tokens=NEW)
+    generate(plain, prompts, tmp_path / "plain.jsonl")
+    generate(plain, prompts, tmp_path / "answers.jsonl")
+    assert read(tmp_path / "answers.jsonl") == read(tmp_path / "plain.jsonl")
+
+
 def test_int8_shapes_the_answers_and_so_is_in_the_header_where_it_is_asked_for(
     stages, tokenizer, prompts, tmp_path, monkeypatch
 ):
@@ -309,6 +339,13 @@ def test_a_missing_prompts_file_is_named(tmp_path):
         ({"cache_dtype": "bfloat16"}, "cache_dtype='bfloat16': expected int8, or nothing"),
         ({"max_new_tokens": 0}, "--max_new_tokens=0"),
         ({"slots": -1}, "--slots=-1"),
+        (
+            {"alpha": 1e39, "expert": "b", "antiexpert": "c"},
+            "alpha=1e\\+39: expected a number from -1000 to 1000",
+        ),
+        ({"draft_tokens": "17"}, "draft_tokens=17: expected auto, or a whole number from 0"),
+        ({"draft_tokens": "nan"}, "draft_tokens='nan': expected auto, or a whole number from 0"),
+        ({"draft_tokens": "4"}, "draft_tokens=4 without a draft: name a model, or lookup"),
         ({"template": "papre"}, "papre"),
     ],
 )

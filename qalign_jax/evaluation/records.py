@@ -6,6 +6,7 @@ file is written whole, once a minute.
 """
 
 import json
+import math
 import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -33,6 +34,7 @@ _ANSWER = {
     "correct?": schema.FLAG,
     "sound_correct?": schema.FLAG,
     "executions?": [{"status": schema.TEXT, "output": schema.TEXT}],
+    "drafted?": dict.fromkeys(("rounds", "tokens", "compared", "kept"), schema.whole(0, 2**31 - 1)),
     "log_likelihoods?": [schema.NUMBER],
     "trace?": {
         **dict.fromkeys(("tokens", "base_tokens"), _IDS),
@@ -52,6 +54,8 @@ _RESULT = {
     "intervals?": {...: _INTERVAL},
     **dict.fromkeys(("sound?", "likelihood?", "likelihood_per_character?", "executions?"), _TABLE),
     "consistency?": {...: _TABLE},
+    "acceptance?": _TABLE,
+    "tokens_per_round?": {...: schema.number(0, math.inf)},
     "versus?": {
         "baseline": schema.TEXT,
         ...: {"difference": _POINTS, "p": _P, "p_holm?": _P, "interval?": _INTERVAL},

@@ -107,12 +107,14 @@ def evaluate(
     def generated(indices: Sequence[int]) -> _Answers:
         turns = {"turns": execution.turns} if execution else {}
         found = generate([texts[index] for index in indices], limit, **turns)
-        for position, output, ids, trace in found:
+        for position, output, ids, trace, drafted in found:
             answer: dict[str, Any] = {"output": output, "tokens": len(ids)}
             if execution and answers:
                 answer["executions"] = execution.take(position)
             if trace:
                 answer["trace"] = trace.to_json()
+            if drafted:
+                answer["drafted"] = vars(drafted)
             yield position, answer, len(ids)
 
     def weighed(indices: Sequence[int]) -> _Answers:

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from qalign_jax.decoding.speculative import Drafted
 from qalign_jax.evaluation import consistency, statistics
 from qalign_jax.evaluation.benchmarks import Benchmark
 from qalign_jax.evaluation.protocols import choice
@@ -29,7 +30,8 @@ def scores(benchmark: Benchmark, answers: Answers, likelihoods: Answers) -> Scor
     accuracies by the sound reader, and `consistency`: answers in the question's language, and
     predictions equal to the English ones. In multiple choice `likelihood` and
     `likelihood_per_character`, the accuracies of the most likely choices; where code was run,
-    `executions`, the percentage of blocks by status.
+    `executions`, the percentage of blocks by status. Where tokens were drafted, `acceptance`, the
+    percentage of compared drafts that was kept, and `tokens_per_round`, by language and of `all`.
     """
     averaged = benchmark.averaged
     correct = by_id(answers, "correct")
@@ -51,7 +53,7 @@ def scores(benchmark: Benchmark, answers: Answers, likelihoods: Answers) -> Scor
             result[name] = accuracies(by_id(likelihoods, key), averaged)
     if statuses := executions(answers):
         result["executions"] = statuses
-    return Scores(result, correct)
+    return Scores(result | drafts(answers), correct)
 
 
 def by_id(answers: Answers, key: str) -> dict[str, dict[str, Any]]:
@@ -82,3 +84,28 @@ def executions(answers: Answers) -> dict[str, float]:
         status: round(100 * statuses.count(status) / len(statuses), 2)
         for status in sorted(set(statuses))
     }
+
+
+def drafts(answers: Answers) -> dict[str, dict[str, float]]:
+    """`acceptance` and `tokens_per_round` by language and of all; empty where nothing drafted."""
+    counts = {
+        language: sum(
+            (Drafted(**answer["drafted"]) for answer in row.values() if "drafted" in answer),
+            Drafted.nothing(),
+        )
+        for language, row in answers.items()
+    }
+    counts["all"] = sum(counts.values(), Drafted.nothing())
+    shares = {language: own.shares() for language, own in counts.items()}
+    acceptance = {
+        language: round(100 * own["acceptance"], 2)
+        for language, own in shares.items()
+        if "acceptance" in own
+    }
+    rounds = {
+        language: own["tokens_per_round"]
+        for language, own in shares.items()
+        if "tokens_per_round" in own
+    }
+    found = {"acceptance": acceptance, "tokens_per_round": rounds}
+    return {name: table for name, table in found.items() if table}

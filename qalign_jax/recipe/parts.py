@@ -92,7 +92,8 @@ def system(
     """One system to score: a model, or one steered by an expert against an anti-expert.
 
     Several values of `alpha` make a system each, of the same loaded models. `changes`: preset,
-    small_preset, trace, as in SystemConfig (recipe/stages/evaluate.py).
+    small_preset, trace, draft, draft_preset, draft_tokens, as in SystemConfig
+    (recipe/stages/evaluate.py).
     """
     keys = [field.name for field in dataclasses.fields(SystemConfig) if field.name != "alpha"]
     values = {"model": model, "expert": expert, "antiexpert": antiexpert, **changes}

@@ -51,6 +51,7 @@ def write(workdir: str | os.PathLike) -> epath.Path:
         evaluated=[_evaluation(stage, charts, presets) for stage in evaluated],
         marks=published.MARKS,
         consistent=_consistent(evaluated, charts),
+        drafted=_drafted(evaluated),
         explorer=explorer.section(workdir, asked),
         curves=[charts.training(s.name, s.metrics) for s in stages if s.metrics],
         trained=[_training(stage) for stage in stages if stage.metrics or stage.packing],
@@ -132,6 +133,16 @@ def _consistent(evaluated: Iterable[Stage], charts: Charts) -> list[dict[str, An
             if rows:
                 found.append({"benchmark": benchmark, "charts": drawn, "rows": rows})
     return found
+
+
+def _drafted(evaluated: Iterable[Stage]) -> list[tuple[str, tables.Table]]:
+    """A heading and a table of each figure of drafting, of each benchmark that has some."""
+    return [
+        (f"{table.benchmark}: {title}", table)
+        for stage in evaluated
+        for figure, title in tables.DRAFTS.items()
+        for table in tables.tables(stage.systems, figure)
+    ]
 
 
 def _consistency_bars(

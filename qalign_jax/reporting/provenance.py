@@ -15,7 +15,7 @@ def presets(config: Config) -> tuple[str, ...]:
         systems = stage.get("systems") or {}
         described = [system for system in systems.values() if isinstance(system, Mapping)]
         for part in (stage, *described):
-            found += [part.get("preset"), part.get("small_preset")]
+            found += [part.get(key) for key in ("preset", "small_preset", "draft_preset")]
     return tuple(dict.fromkeys(preset for preset in found if preset))
 
 

@@ -74,6 +74,7 @@ _ALPHA = schema.Leaf(
 _SYSTEM = {
     "model": schema.TEXT,
     **dict.fromkeys(("expert?", "antiexpert?", "preset?", "small_preset?"), schema.TEXT),
+    **dict.fromkeys(("draft?", "draft_preset?", "draft_tokens?"), schema.TEXT),
     "alpha?": _ALPHA,
 }
 _FIRST = ("base", "ralign", "qalign")  # in every table and chart, then the others in their order

@@ -15,6 +15,11 @@ READERS = {
     "likelihood": "most likely choice",
     "likelihood_per_character": "most likely choice per character",
 }
+# Likewise, of how tokens were drafted: those of speculative decoding.
+DRAFTS = {
+    "acceptance": "per cent of the compared drafts that were kept",
+    "tokens_per_round": "tokens a round",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +53,7 @@ class Comparison:
 
 
 def tables(systems: Mapping[str, Mapping[str, Any]], reader: str = "") -> list[Table]:
-    """One table a benchmark from results.json's `systems`; `reader` is a name in READERS.
+    """One table a benchmark from results.json's `systems`; `reader` is in READERS or DRAFTS.
 
     Benchmarks without such a table are left out.
     """
@@ -137,8 +142,9 @@ def _table(benchmark: str, scores: Mapping[str, Mapping[str, Any]]) -> Table:
         for system, result in scores.items()
     }
     present = list(dict.fromkeys(key for result in numbers.values() for key in result))
-    languages = [key for key in present if key not in (*MEANS, "en")]
-    keys = languages + [key for key in ("en", *MEANS) if key in present]
+    last = ("en", *MEANS, "all")
+    languages = [key for key in present if key not in last]
+    keys = languages + [key for key in last if key in present]
     return Table(
         benchmark,
         tuple(MEANS.get(key, key) for key in keys),

@@ -24,6 +24,7 @@ from qalign_jax.recipe import parts
 from qalign_jax.recipe.recipe import Recipe
 from qalign_jax.recipe.stages.base import Stage, make_run, read_stages
 from qalign_jax.recipe.weights import Source
+from qalign_jax.reporting import page as report
 
 
 @pytest.fixture
@@ -164,6 +165,10 @@ def swept(alpha):
     return {"systems": {"steered": parts.system("tuned", "tuned", "tuned", alpha=alpha)}}
 
 
+def drafting(**changes):
+    return {"systems": {"drafted": {"model": "tuned", **changes}}}
+
+
 def test_several_alphas_are_compiled_once(config):
     config.scored.update(swept((0.5, -1, 1e-7)))
     stages, run = read(config)
@@ -187,8 +192,14 @@ def test_evaluation_that_makes_no_sense_is_refused(config):
         (swept((0.5, math.nan)), r"expected a number or a list of which each is a number"),
         (swept("0.5,1"), r"alpha='0.5,1'; expected a number or a list, like \(0.5, 1.0\)"),
         (swept((1, 0.5, 1.0)), "two systems are named 'steered_alpha1.0'; give each alpha once"),
-        (swept((1e20,)), r"a system cannot be named 'steered_alpha1e\+20'"),
         (swept((0.5,)) | {"baseline": "steered"}, "one of the systems, steered_alpha0.5, tuned"),
+        (swept((0.5, 2000.0)), "steered.alpha=2000.0: expected a number from -1000 to 1000"),
+        (
+            drafting(draft_tokens="20"),
+            "drafted.draft_tokens=20: expected auto, or a whole",
+        ),
+        (drafting(draft_tokens="3"), "drafted.draft_tokens=3 without a draft: name a model, or"),
+        (drafting(draft_tokens=3), "drafted.draft_tokens=3; expected a text"),
         (
             {"systems": {"alone": parts.system("tuned", alpha=(1.0, 2.0))}},
             "scored.systems.alone.alpha: several values need an expert and an antiexpert",
@@ -228,6 +239,9 @@ def test_settings_leave_out_what_only_says_how_it_is_computed(config):
     config.tuned.update({"remat": "full", "micro_batches": 4, "save_every": 1, "keep": 3})
     config.tuned.data.own.path = "/there"
     config.scored.update({"slots": 1, "mesh": "tensor:8"})
+    drafts = {"draft": "tuned", "draft_tokens": "3", "draft_preset": "tiny"}
+    for system in config.scored.systems.values():
+        system.update(drafts)
     assert {name: stage.settings() for name, stage in read_stages(config).items()} == before
     for key, value in {"seed": 1, "template": "short"}.items():
         changed = config.copy_and_resolve_references()
@@ -327,6 +341,52 @@ def test_an_evaluation_decodes_in_int8_and_its_files_say_so(directories, tmp_pat
     generator = TextGenerator(System.load([own], **asked))
     answers = sorted(generator([row["prompt"] for row in rows], 8))
     assert [row["output"] for row in rows] == [answer.text for answer in answers]
+
+
+@pytest.mark.slow
+def test_an_evaluation_counts_drafts_by_language_and_answers_as_without(directories, tmp_path):
+    own, _ = directories
+    config = evaluation(own, own, own, cache_dir=str(tmp_path / "cache"))
+    systems = {
+        "plain": parts.system(str(own)),
+        "drafted": parts.system(str(own), draft=str(own), draft_tokens="3"),
+        "steered": parts.system(str(own), str(own), str(own), draft="lookup"),
+    }
+    config.scored.systems = systems
+    config.scored.dtype = "float32"
+    languages = ("en", "de")
+    config.scored.benchmarks.word_problems.update({"languages": languages, "max_new_tokens": 8})
+    results = Recipe(config, tmp_path / "run").run()["systems"]
+    plain, drafted, steered = (results[name]["word_problems"] for name in systems)
+    assert "acceptance" not in plain and set(steered["tokens_per_round"]) == {"all", *languages}
+    # the model drafts for itself
+    assert drafted["acceptance"] == dict.fromkeys((*languages, "all"), 100.0)
+    for language in languages:
+        lines = {
+            name: (tmp_path / f"run/scored/{name}/word_problems/{language}.jsonl").read_text()
+            for name in systems
+        }
+        rows = {
+            name: [json.loads(line) for line in text.splitlines()] for name, text in lines.items()
+        }
+        assert rows["plain"][0]["header"]["settings"] == rows["drafted"][0]["header"]["settings"]
+        outputs = {name: [row["output"] for row in found[1:]] for name, found in rows.items()}
+        assert outputs["plain"] == outputs["drafted"] == outputs["steered"]
+        counts = [row["drafted"] for row in rows["drafted"][1:]]
+        tokens, rounds = (sum(count[key] for count in counts) for key in ("tokens", "rounds"))
+        assert drafted["tokens_per_round"][language] == round(tokens / rounds, 3) > 2
+    page = report.write(tmp_path / "run").read_text()
+    assert "per cent of the compared drafts that were kept" in page and "<td>100.00</td>" in page
+
+
+def test_a_draft_with_another_tokenizer_is_refused_before_any_work(directories, tmp_path):
+    own, odd = directories
+    config = evaluation(own, own, own, cache_dir=str(tmp_path / "cache"))
+    config.scored.systems.steered.draft = str(odd)
+    with pytest.raises(ValueError, match=r"the tokenizers of .*own and .*odd differ: the piece"):
+        Recipe(config, tmp_path / "run").prepare()
+    config.scored.systems.steered.draft_tokens = "0"  # then the draft is not read
+    Recipe(config, tmp_path / "run").prepare()
 
 
 def test_random_weights_become_int8_as_others_do(directories):

@@ -14,6 +14,9 @@ import jax
 from qalign_jax import files, mistakes
 from qalign_jax.ahead.jobs import DecodingJob, Workload
 from qalign_jax.data.examples import load_examples, source_mistakes
+from qalign_jax.decoding.combine import ProxyTuning
+from qalign_jax.decoding.draft_length import AUTO, check_draft_tokens, draft_kind
+from qalign_jax.decoding.plan import LOOKUP, MODEL
 from qalign_jax.decoding.system import Answer, System, TextGenerator, check_tokenizers
 from qalign_jax.evaluation import benchmarks, records, runner, statistics
 from qalign_jax.evaluation.benchmarks import Benchmark
@@ -28,6 +31,8 @@ from qalign_jax.recipe.weights import Source, Weights
 
 # Settings only where they are set, so that folders of before there were any stay valid.
 INT8_KEYS = ("weights_dtype", "cache_dtype")
+# Of a system: they change no answer, so that folders of before there were any stay valid, too.
+DRAFT_KEYS = ("draft", "draft_preset", "draft_tokens")
 NUMBERS = "numbers_only"  # the reader without words, among the systems of results.json
 
 
@@ -36,8 +41,12 @@ class SystemConfig:
     """One system to score: a model, or one that an expert steers against an anti-expert.
 
     Models are named as a training stage's `init`; where one is "random", `preset` is the size of
-    the model and `small_preset` that of expert and anti-expert. With several values of `alpha` it
-    is as many systems, which share the loaded models (records.by_alpha names them).
+    the model, `small_preset` that of expert and anti-expert, and `draft_preset` that of the draft.
+    With several values of `alpha` it is as many systems, which share the loaded models
+    (records.by_alpha names them).
+
+    A draft, a model or "lookup", changes no answer; with an expert and no draft the expert drafts
+    (decoding/speculative.py). `draft_tokens` is "auto" or a number, 0 for plain decoding.
     """
 
     expert: str = ""
@@ -47,11 +56,31 @@ class SystemConfig:
     preset: str = ""
     small_preset: str = ""
     trace: bool = False  # what the model alone would have said, in the lines of answers
+    draft: str = ""
+    draft_preset: str = ""
+    draft_tokens: str = AUTO
 
     def sources(self) -> list[Source]:
-        """The weights of the model, or of (model, expert, anti-expert)."""
-        small = (Source(name, self.small_preset) for name in (self.expert, self.antiexpert))
-        return [Source(self.model, self.preset), *(source for source in small if source.name)]
+        """The weights of the model, or of (model, expert, anti-expert), and of a model that drafts
+        for them."""
+        found = [
+            Source(self.model, self.preset),
+            *(Source(name, self.small_preset) for name in (self.expert, self.antiexpert)),
+            Source(self.draft if self.draft_kind == MODEL else "", self.draft_preset),
+        ]
+        return [source for source in found if source.name]
+
+    @property
+    def draft_kind(self) -> str:
+        """What drafts, as a plan has it (decoding/plan.py).
+
+        Raises:
+          ValueError: `draft_tokens` out of range, or some where nothing drafts.
+        """
+        given = self.draft if self.draft in ("", LOOKUP) else MODEL
+        given = "" if self.draft == self.expert else given  # it is loaded already
+        tokens = check_draft_tokens(self.draft_tokens)
+        return draft_kind(given, 3 if self.expert else 1, tokens)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -123,6 +152,11 @@ class Evaluate(Stage):
                 found.append(f"{where}.alpha: several values need an expert and an antiexpert")
         if bool(system.get("expert")) != bool(system.get("antiexpert")):
             found.append(f"{where}: give both expert and antiexpert, or neither")
+        if not found:
+            config = SystemConfig(**system)
+            found += mistakes.of(f"{where}.", lambda: config.draft_kind)
+            for _, alpha in records.by_alpha(name, config.alpha):
+                found += mistakes.of(f"{where}.", ProxyTuning, alpha)
         return found
 
     def check_inputs(self, run: Run) -> None:
@@ -140,7 +174,12 @@ class Evaluate(Stage):
 
     def settings(self) -> dict[str, Any]:
         unset = [key for key in INT8_KEYS if not getattr(self, key)]
-        return {key: value for key, value in super().settings().items() if key not in unset}
+        found = {key: value for key, value in super().settings().items() if key not in unset}
+        found["systems"] = {
+            name: {key: value for key, value in system.items() if key not in DRAFT_KEYS}
+            for name, system in found["systems"].items()
+        }
+        return found
 
     def sources(self) -> list[Source]:
         tokenizer = [Source(self.tokenizer)] if self.tokenizer else []
@@ -172,14 +211,17 @@ class Evaluate(Stage):
         jobs = {}
         for name, system in self._systems.items():
             cards = [weights.card() for weights in _weights(run, system)]
-            models = []
+            models: list[Llama] = []
             for config, execution, _ in cards:
                 if self.dtype:
                     execution = dataclasses.replace(execution, dtype=self.dtype)
                 models.append(Llama(config, execution))
             sizes = (self.slots, workload.prompt_tokens, new)
             dtypes = (self.weights_dtype, self.cache_dtype)
-            jobs[name] = DecodingJob(tuple(models), self.mesh, *sizes, *dtypes)
+            kind = system.draft_kind
+            draft = models.pop() if kind == MODEL else LOOKUP if kind == LOOKUP else None
+            drafting = (draft, check_draft_tokens(system.draft_tokens), workload.acceptance)
+            jobs[name] = DecodingJob(tuple(models), self.mesh, *sizes, *dtypes, *drafting)
         return jobs
 
     def run(self, run: Run) -> dict[str, Any]:
@@ -275,9 +317,12 @@ def _load(stage: Evaluate, run: Run, system: SystemConfig) -> TextGenerator:
         weights.load(mesh, stage.dtype or None, stage.weights_dtype)
         for weights in _weights(run, system)
     ]
+    kind = system.draft_kind
+    draft = models.pop() if kind == MODEL else LOOKUP if kind == LOOKUP else None
     loaded = System.of(
         models, [source.name for source in system.sources()],
         weights_dtype=stage.weights_dtype, cache_dtype=stage.cache_dtype,
+        draft=draft, draft_tokens=system.draft_tokens,
     )  # fmt: skip
     return TextGenerator(loaded, mesh=mesh, slots=stage.slots, trace=system.trace)
 
@@ -290,7 +335,8 @@ class _LazyGenerator:
     ):
         """`load` gives a generator of the system's models, with any alpha."""
         self._load = load
-        weights = _weights(run, system)
+        # a draft shapes no answer
+        weights = _weights(run, dataclasses.replace(system, draft="", draft_tokens=AUTO))
         self.settings: dict[str, Any] = {
             "models": [each.fingerprint() for each in weights],
             "dtype": stage.dtype,
