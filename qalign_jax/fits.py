@@ -49,6 +49,11 @@ def define_flags() -> None:
     flags.DEFINE_integer(
         "prompt_tokens", Workload.prompt_tokens, "Length of a prompt in evaluation.", lower_bound=1
     )
+    flags.DEFINE_float(
+        "acceptance", Workload.acceptance,
+        "Where tokens are drafted, the share of compared drafts that is kept, for the tokens of a "
+        "round; measured on the demo.", lower_bound=0.0, upper_bound=1.0,
+    )  # fmt: skip
     flags.DEFINE_boolean("suggest", True, "Where a stage does not fit, try what would.")
     flags.DEFINE_boolean("sweep", False, "Find the fastest modelled setting of training that fits.")
 
@@ -145,6 +150,14 @@ def table(result: dict) -> str:
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
         for row in rows
     ]
+    for name, stage in result["stages"].items():
+        for program, found in (stage.get("programs") or {}).items():
+            if found.get("draft_tokens") and found["modelled_token_s"]:
+                lines.append(
+                    f"{name} {program}: of {found['draft_tokens']} drafts a round, "
+                    f"{found['tokens_per_round']:.2f} tokens where of those compared "
+                    f"{found['acceptance']:.2f} are kept; {found['modelled_token_s']:.3g} s a token"
+                )
     for name, found in result["suggestions"].items():
         for one in found:
             lines.append(
@@ -210,7 +223,7 @@ def _command(argv: list[str]) -> dict[str, Any]:
         config,
         where,
         stages=values.stages,
-        workload=Workload(values.examples_per_row, values.prompt_tokens),
+        workload=Workload(values.examples_per_row, values.prompt_tokens, values.acceptance),
         suggest_others=values.suggest,
         sweep_settings=values.sweep,
     )

@@ -9,7 +9,7 @@ import pytest
 from absl import flags
 from ml_collections import config_flags
 
-from qalign_jax.ahead.compile import compile_step, compile_training
+from qalign_jax.ahead.compile import compile_round, compile_training
 from qalign_jax.ahead.cost import Collective, Program
 from qalign_jax.ahead.jobs import DecodingJob, Workload, meshes
 from qalign_jax.ahead.roofline import link_seconds, model_time
@@ -74,6 +74,26 @@ def test_three_models_decode_in_one_program_that_holds_them_all(compiled):
     one, three = (programs[f"{system} decode"] for system in ("base", "steered"))
     assert 2 < three["state_bytes"] / one["state_bytes"] < 4  # caches and outputs
     assert three["flops"] == pytest.approx(3 * one["flops"])
+
+
+@pytest.mark.slow
+def test_a_round_of_drafts_is_compiled_and_its_tokens_are_expected_ones(compiled):
+    programs = compiled["stages"]["evaluation"]["programs"]
+    plain, drafting = (programs[f"steered {name}decode"] for name in ("", "speculative "))
+    drafts, kept = drafting["draft_tokens"], drafting["acceptance"]
+    assert drafts > 1 and kept == Workload.acceptance
+    assert plain["tokens_per_round"] == 1 and "acceptance" not in plain
+    expected = sum(kept**place for place in range(drafts + 1))
+    assert drafting["tokens_per_round"] == round(expected, 3)
+    seconds = drafting["modelled_step_s"]
+    assert drafting["modelled_token_s"] == pytest.approx(seconds / expected, abs=1e-6)
+    # each of three models sees k + 1 tokens
+    assert drafting["flops"] == pytest.approx((drafts + 1) * plain["flops"])
+    told = f"{drafts} drafts a round, {drafting['tokens_per_round']:.2f} tokens where"
+    assert (
+        f"evaluation steered speculative decode: of {told}" in table(compiled)
+        and "base speculative decode" not in programs
+    )
 
 
 @pytest.mark.slow
@@ -300,7 +320,10 @@ def scatters_its_gradients(found, model, tensor) -> bool:
 @pytest.mark.parametrize(
     ("name", "where", "mesh", "remat", "rows", "length", "gib", "mfu"),
     [
-        ("llama2_7b", "v5e:4x4", "fsdp:4x4", "full", 128, 512, 14, 0.55),
+        pytest.param(
+            *("llama2_7b", "v5e:4x4", "fsdp:4x4", "full", 128, 512, 14, 0.55),
+            marks=pytest.mark.release,
+        ),
         ("llama2_70b", "v5e:16x16", "fsdp:32,tensor:8", "full", 256, 2048, 10.5, 0.50),
     ],
 )
@@ -336,8 +359,9 @@ STEERED = ("llama2_70b", "llama2_7b", "llama2_7b")
 
 
 def compiled_step(names, where, mesh, slots, *dtypes, length=1024, room=1024):
-    models = tuple(Llama(*preset(name)) for name in names)
-    return compile_step(models, parse_slice(where), mesh, slots, length, *dtypes, room=room)
+    models, where = tuple(Llama(*preset(name)) for name in names), parse_slice(where)
+    job = DecodingJob(models, mesh, slots, length // 2, length // 2, *dtypes, draft_tokens=0)
+    return compile_round(job.plan(where.devices()), where, room)
 
 
 @pytest.mark.slow
@@ -348,8 +372,9 @@ def compiled_step(names, where, mesh, slots, *dtypes, length=1024, room=1024):
         (STEERED, "v5p:2x2x2", "tensor:8", 64, ("int8", "int8"), 1.25),
         (("llama2_13b",), "v4:2x2x4", "data:2,tensor:8", 64, (), 1.15),  # five heads a device
         (("smollm2_360m",), "v5e:1x1", "tensor:1", 64, (), 1.15),  # heads of 64
+        (("tinyllama_1b",), "v5e:1x1", "tensor:1", 8, (), 1.2),  # and few rows
     ],
-    ids=["three", "three, int8", "13B", "360M"],
+    ids=["three", "three, int8", "13B", "360M", "1.1B"],
 )
 def test_a_decode_step_reads_weights_and_caches_once(names, where, mesh, slots, dtypes, most):
     step = compiled_step(names, where, mesh, slots, *dtypes)
@@ -361,6 +386,26 @@ def test_a_decode_step_reads_weights_and_caches_once(names, where, mesh, slots, 
     caches = step.state_bytes
     assert 0.9 < step.floor_bytes / (matrices + caches) < 1.1, config
     assert step.hbm_bytes < most * step.floor_bytes
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("names", "draft", "where", "mesh", "drafts", "most"),
+    [
+        (STEERED, None, "v5p:2x2x2", "tensor:8", 8, 0.42),
+        (("llama2_13b",), "tinyllama_1b", "v5p:2x2x1", "tensor:4", 6, 0.5),
+    ],
+    ids=["70B, the expert drafts", "13B, a 1.1B drafts"],
+)
+def test_a_round_reads_weights_and_caches_once_a_pass(names, draft, where, mesh, drafts, most):
+    models, on = [Llama(*preset(name)) for name in names], parse_slice(where)
+    drafting = Llama(*preset(draft)) if draft else None
+    job = DecodingJob(tuple(models), mesh, 8, 512, 512, draft=drafting, draft_tokens=drafts)
+    plan = job.plan(on.devices())
+    found = compile_round(plan, on, plan.length, drafts, acceptance=0.93)
+    assert found.hbm_bytes < 1.2 * found.floor_bytes
+    base = compiled_step(names[:1], where, mesh, 8)
+    assert found.seconds[1] / found.tokens < most * base.seconds[1]  # a token's
 
 
 @pytest.mark.slow
@@ -383,6 +428,12 @@ def test_where_decoding_does_not_fit_other_meshes_are_tried():
     assert tried and all(one["fits"] and one["mesh"] != "data:4" for one in tried)
     assert tried[0]["mesh"] == "data:1,tensor:4"
     assert "evaluation: fits with --topology=v5e:2x2 mesh=data:1,tensor:4" in table(found)
+
+
+@pytest.mark.parametrize("acceptance", [-0.1, 2, float("nan")])
+def test_an_acceptance_is_a_share(acceptance):
+    with pytest.raises(ValueError, match=r"acceptance=.*expected a share from 0 to 1"):
+        Workload(acceptance=acceptance)
 
 
 def test_int8_holds_fewer_bytes_and_is_what_is_tried_next():

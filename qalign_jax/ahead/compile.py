@@ -2,11 +2,12 @@
 
 import dataclasses
 import functools
+import itertools
 import pathlib
 import re
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -15,9 +16,9 @@ from jax.sharding import Mesh
 from qalign_jax.ahead.cost import read_program
 from qalign_jax.ahead.roofline import link_seconds, model_time
 from qalign_jax.decoding.combine import combination
+from qalign_jax.decoding.draft_length import expected_tokens, passes_of
 from qalign_jax.decoding.engine import STEPS_PER_CALL
-from qalign_jax.decoding.plan import Plan, abstract_params, make_plan, prefill_shape, with_room
-from qalign_jax.decoding.sampling import Sampling
+from qalign_jax.decoding.plan import Plan, abstract_params, prefill_shape
 from qalign_jax.decoding.slots import abstract_slots, advance, fill
 from qalign_jax.models.flops import flops_per_token, recomputed_flops_per_token
 from qalign_jax.models.llama import Llama
@@ -47,7 +48,11 @@ class Compiled:
     # None where it does not fit, and so is not compiled
     collectives: dict[str, dict[str, int]] | None = None  # kind -> dtype -> bytes
     hbm_bytes: int | None = None
-    floor_bytes: int = 0  # of decoding: what a token must read, weights and caches once
+    floor_bytes: int = 0  # of decoding: what must be read, in each pass weights and caches once
+    # of a round of decoding: its drafts, the share of them that is kept, a row's expected tokens
+    drafts: int = 0
+    acceptance: float = 1.0
+    tokens: float = 0.0
     seconds: tuple[float, float] | None = None  # modelled: all overlapped, nothing overlapped
     mfu: tuple[float, float] | None = None  # modelled, of the same two
 
@@ -74,7 +79,15 @@ class Compiled:
             "modelled_mfu": self.mfu and round(self.mfu[1], 3),
             "modelled_mfu_overlapped": self.mfu and round(self.mfu[0], 3),
             "compile_s": round(self.compile_s, 1),
+            **self._tokens_to_json(),
         }
+
+    def _tokens_to_json(self) -> dict:
+        if not self.tokens:
+            return {}
+        drafts = {"draft_tokens": self.drafts, "acceptance": self.acceptance} if self.drafts else {}
+        seconds = self.seconds and round(self.seconds[1] / self.tokens, 8)
+        return drafts | {"tokens_per_round": round(self.tokens, 3), "modelled_token_s": seconds}
 
 
 def compile_training(
@@ -103,78 +116,67 @@ def compile_training(
     return _compile(lower, state, where, on_slice, useful, useful + again)
 
 
-def compile_decoding(
-    models: tuple[Llama, ...], where: Slice, mesh: str, slots: int, prompt: int, new: int,
-    weights_dtype: str = "", cache_dtype: str = "",
-) -> tuple[Compiled, Compiled]:  # fmt: skip
-    """Compiles a prefill and a decode step of one model, or of three that are proxy-tuned.
-
-    Args:
-      weights_dtype, cache_dtype: as of `Engine`.
-
-    Raises:
-      ValueError: a mesh that does not divide the slice or the models.
-    """
-    decoding = _Decoding.of(models, where, mesh, slots, prompt + new, weights_dtype, cache_dtype)
-    width, prompt = prefill_shape(decoding.plan, prompt)
+def compile_prefill(plan: Plan, where: Slice, prompt: int) -> Compiled:
+    """Compiles the prefill of prompts of this length; `plan` is on a mesh of the slice."""
+    width, prompt = prefill_shape(plan, prompt)
     row = jax.ShapeDtypeStruct((width,), jnp.int32)
     tokens = jax.ShapeDtypeStruct((width, prompt), jnp.int32)
-    return (
-        decoding.compile(fill, 0, (tokens, row, row, row, row, row), prompt, width * prompt),
-        decoding.compile_step(decoding.plan.length),
-    )
+    flops = _flops(plan, [width * prompt] * len(plan.models), prompt)
+    return _compile_decoding(plan, where, fill, (0,), (tokens, row, row, row, row, row), flops)
 
 
-def compile_step(
-    models: tuple[Llama, ...], where: Slice, mesh: str, slots: int, length: int,
-    weights_dtype: str = "", cache_dtype: str = "", *, room: int,
-) -> Compiled:  # fmt: skip
-    """Compiles a decode step alone, which reads `room` of the caches' `length` positions."""
-    decoding = _Decoding.of(models, where, mesh, slots, length, weights_dtype, cache_dtype)
-    return decoding.compile_step(room)
+def compile_round(
+    plan: Plan, where: Slice, room: int, drafts: int = 0, acceptance: float = 1.0
+) -> Compiled:
+    """Compiles the decode loop, whose rounds draft so many tokens; its figures are of one round.
 
-
-@dataclasses.dataclass(frozen=True)
-class _Decoding:
-    """The abstract arguments of decoding programs on a slice."""
-
-    plan: Plan
-    where: Slice
-    mesh: Mesh
-
-    @classmethod
-    def of(cls, models, where, mesh, slots, length, weights_dtype, cache_dtype) -> "_Decoding":
-        on_slice = make_mesh(mesh, where.devices())
-        plan = make_plan(
-            models, Sampling(), on_slice, slots,
-            weights_dtype=weights_dtype, cache_dtype=cache_dtype,
-        )  # fmt: skip
-        return cls(with_room(plan, length), where, on_slice)
-
-    def compile_step(self, room: int) -> Compiled:
-        """A token of every slot, in a call of STEPS_PER_CALL tokens."""
-        number = jax.ShapeDtypeStruct((), jnp.int32)
-        params = abstract_params(self.plan)
+    Args:
+      room: how many of the caches' positions are read.
+      acceptance: the share of compared drafts that is kept, for the tokens of a round.
+    """
+    number = jax.ShapeDtypeStruct((), jnp.int32)
+    passes = passes_of(plan, drafts)
+    counts = [plan.slots * times * tokens for times, tokens in passes]
+    flops = _flops(plan, counts, room)
+    sizes = itertools.accumulate([count for _, count in plan.groups], initial=0)
+    times_of_groups = [passes[first][0] for first in list(sizes)[:-1]]
+    floor = 0
+    for times, weights, cache in zip(
+        times_of_groups, abstract_params(plan), abstract_slots(plan).caches, strict=True
+    ):
         # of an embedding that is not the head as well a step reads a few rows
-        tables = [group["embed"] for group in params if "head" in group]
-        caches = local_bytes(abstract_slots(self.plan).caches) * room // self.plan.length
-        floor = local_bytes(params) - local_bytes(tables) + caches
-        return self.compile(
-            advance, room, (number, number), room, self.plan.slots, STEPS_PER_CALL, floor
-        )
+        table = local_bytes(weights["embed"]) if "head" in weights else 0
+        read = local_bytes(cache) * room // plan.length
+        floor += times * (local_bytes(weights) - table + read)
+    rounds = max(1, STEPS_PER_CALL // (drafts + 1))  # of a call, as the engine asks for them
+    compiled = _compile_decoding(
+        plan, where, advance, (room, drafts), (number, number), flops, rounds, floor
+    )
+    tokens = expected_tokens(drafts, acceptance)
+    return dataclasses.replace(compiled, drafts=drafts, acceptance=acceptance, tokens=tokens)
 
-    def compile(
-        self, function, size: int, arguments, length: int, count: int, tokens=1, floor=0
-    ) -> Compiled:
-        """Compiles `function`, which reads `count` tokens that see up to `length` others."""
-        plan, state = self.plan, abstract_slots(self.plan)
-        key = jax.eval_shape(lambda: jax.random.key(0))
-        eos = jax.ShapeDtypeStruct((1,), jnp.int32)
-        constant = (abstract_params(plan), combination(len(plan.models)), key, eos)
-        lower = functools.partial(function.lower, plan, size, *constant, state, *arguments)
-        each = (flops_per_token(one.config, length, training=False) for one in plan.models)
-        flops = sum(each) * count / self.mesh.size
-        return _compile(lower, state, self.where, self.mesh, flops, flops, tokens, floor)
+
+def _flops(plan: Plan, counts: Sequence[int], length: int) -> float:
+    """Of one device, for passes of the plan's models over so many tokens that see `length`."""
+    each = (
+        count * flops_per_token(model.config, length, training=False)
+        for model, count in zip(plan.models, counts, strict=True)
+    )
+    assert plan.mesh, "programs are compiled ahead of time for a mesh"
+    return sum(each) / plan.mesh.size
+
+
+def _compile_decoding(
+    plan: Plan, where: Slice, function, sizes, arguments, flops: float, rounds: int = 1,
+    floor: int = 0,
+) -> Compiled:  # fmt: skip
+    assert plan.mesh, "as in _flops"
+    state = abstract_slots(plan)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    eos = jax.ShapeDtypeStruct((1,), jnp.int32)
+    constant = (abstract_params(plan), combination(len(plan.targets)), key, eos)
+    lower = functools.partial(function.lower, plan, *sizes, *constant, state, *arguments)
+    return _compile(lower, state, where, plan.mesh, flops, flops, rounds, floor)
 
 
 def compile_and_print(lowered) -> tuple[jax.stages.Compiled, str]:
@@ -193,9 +195,9 @@ def compile_and_print(lowered) -> tuple[jax.stages.Compiled, str]:
 
 def _compile(
     lower: Callable, state, where: Slice, mesh: Mesh, useful: float, executed: float,
-    tokens: int = 1, floor: int = 0,
+    rounds: int = 1, floor: int = 0,
 ) -> Compiled:  # fmt: skip
-    """Compiles; bytes, collectives and seconds are those of one of `tokens` that a call decodes."""
+    """Compiles; bytes, collectives and seconds are those of one of `rounds` in a call."""
     chip = CHIPS[where.chip]
     allowed = int(chip.hbm_gib * GIB)
     began = time.monotonic()
@@ -215,7 +217,7 @@ def _compile(
         memory.argument_size_in_bytes + memory.temp_size_in_bytes
         + memory.output_size_in_bytes - memory.alias_size_in_bytes
     )  # fmt: skip
-    program = read_program(text, tokens).part(tokens)
+    program = read_program(text, rounds).part(rounds)
     times = model_time(chip, executed, program.hbm_bytes, link_seconds(program, chip, mesh))
     return Compiled(
         fits=peak <= allowed,

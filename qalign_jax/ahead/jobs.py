@@ -3,15 +3,21 @@
 import dataclasses
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import jax
 
 from qalign_jax import mistakes
-from qalign_jax.ahead.compile import Compiled, compile_decoding, compile_training
+from qalign_jax.ahead.compile import (
+    Compiled,
+    compile_prefill,
+    compile_round,
+    compile_training,
+)
 from qalign_jax.data.batches import nearest_rows
+from qalign_jax.decoding.draft_length import best_length, draft_kind, named_kind
 from qalign_jax.decoding.memory import MOST_SLOTS, with_slots
-from qalign_jax.decoding.plan import Plan, abstract_params, make_plan, with_room
+from qalign_jax.decoding.plan import MODEL, Plan, abstract_params, make_plan, with_room
 from qalign_jax.decoding.sampling import Sampling
 from qalign_jax.models.config import LlamaConfig
 from qalign_jax.models.llama import Llama
@@ -33,6 +39,11 @@ class Workload:
 
     examples_per_row: float = 2.4
     prompt_tokens: int = 512
+    acceptance: float = 0.9
+
+    def __post_init__(self):
+        if not 0 <= self.acceptance <= 1:  # NaN is in no range
+            raise ValueError(f"acceptance={self.acceptance}: expected a share from 0 to 1")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,13 +142,26 @@ class DecodingJob:
     new: int
     weights_dtype: str = ""  # both as of Engine
     cache_dtype: str = ""
+    draft: Llama | Literal["lookup"] | None = None  # as of Engine
+    draft_tokens: int | None = None  # None: "auto"
+    acceptance: float = Workload.acceptance  # the share of compared drafts that is kept
+
+    @property
+    def _draft_kind(self) -> str:
+        return draft_kind(named_kind(self.draft), len(self.models), self.draft_tokens)
+
+    @property
+    def _held(self) -> tuple[Llama, ...]:
+        if isinstance(self.draft, Llama) and self._draft_kind == MODEL:
+            return (*self.models, self.draft)
+        return self.models
 
     @property
     def least_bytes(self) -> int:
         """The weights, of all devices."""
         int8 = self.weights_dtype == INT8
         held = (
-            abstract_held(model.config, model.execution.dtype, int8=int8) for model in self.models
+            abstract_held(model.config, model.execution.dtype, int8=int8) for model in self._held
         )
         return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(list(held)))
 
@@ -145,50 +169,64 @@ class DecodingJob:
         """Raises a ValueError where the mesh does not divide the devices or a model, or where
         prompts leave no room for answers.
         """
-        room = self._plan(devices).length
+        room = self.plan(devices).length
         if self.prompt >= room:
             raise ValueError(f"prompts of {self.prompt} tokens leave no room in the models' {room}")
 
-    def _plan(self, devices: Sequence[Any]) -> Plan:
+    def plan(self, devices: Sequence[Any]) -> Plan:
+        """What an engine of the job compiles on these devices; 0 slots are those that memory holds.
+
+        Raises:
+          ValueError: a mesh that does not divide the devices or the models.
+        """
         plan = make_plan(
-            self.models, Sampling(), make_mesh(self.mesh, devices), self.slots,
-            weights_dtype=self.weights_dtype, cache_dtype=self.cache_dtype,
+            self._held, Sampling(), make_mesh(self.mesh, devices), self.slots,
+            weights_dtype=self.weights_dtype, cache_dtype=self.cache_dtype, draft=self._draft_kind,
         )  # fmt: skip
         return with_room(plan, self.prompt + self.new)
 
-    def _slots(self, where: Slice) -> int:
-        """The slots that are asked for, or those that a device's memory holds beside the weights.
+    def _on(self, where: Slice) -> Plan:
+        """The plan with the slots that a device's memory holds beside the weights, where 0 asks so.
 
         Where it does not hold the weights, the least, for a report of what they need.
         """
-        plan = self._plan(where.devices())
+        plan = self.plan(where.devices())
         if self.slots or not plan.mesh:
-            return self.slots
+            return plan
         free = CHIPS[where.chip].hbm_gib * GIB - local_bytes(abstract_params(plan))
         try:
-            return with_slots(plan, MOST_SLOTS, int(free)).slots
+            return with_slots(plan, MOST_SLOTS, int(free))
         except ValueError:
-            return batch_shards(plan.mesh)
+            return dataclasses.replace(plan, slots=batch_shards(plan.mesh))
+
+    def _drafts(self, plan: Plan) -> int:
+        if self.draft_tokens is not None or not plan.draft:
+            return self.draft_tokens or 0
+        return best_length(plan, plan.length, self.acceptance)
 
     def asked(self, where: Slice) -> dict:
         """The settings that are compiled, for the report."""
+        plan = self._on(where)
         return {
             "mesh": self.mesh,
             "weights_dtype": self.weights_dtype,
             "cache_dtype": self.cache_dtype,
-            "slots": self._slots(where),
+            "slots": plan.slots,
             "length": self.prompt + self.new,
-        }
+        } | ({"draft": plan.draft} if plan.draft else {})
 
     def compile(self, where: Slice) -> dict[str, Compiled]:
-        """The compiled programs by name.
-
-        Raises:
-          ValueError: as `compile_decoding`.
-        """
-        options = (self._slots(where), self.prompt, self.new, self.weights_dtype, self.cache_dtype)
-        prefill, decode = compile_decoding(self.models, where, self.mesh, *options)
-        return {"prefill": prefill, "decode": decode}
+        """The compiled programs by name."""
+        plan = self._on(where)
+        found = {
+            "prefill": compile_prefill(plan, where, self.prompt),
+            "decode": compile_round(plan, where, plan.length),
+        }
+        if drafts := self._drafts(plan):
+            found["speculative decode"] = compile_round(
+                plan, where, plan.length, drafts, self.acceptance
+            )
+        return found
 
     def alternatives(self, where: Slice) -> Iterator["DecodingJob"]:
         """Other meshes, those with the most tensor first."""

@@ -15,7 +15,8 @@ os.environ |= {"JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1"}
 
 import dataclasses
 
-from qalign_jax.ahead.compile import Compiled, compile_step
+from qalign_jax.ahead.compile import Compiled, compile_round
+from qalign_jax.ahead.jobs import DecodingJob
 from qalign_jax.models.llama import Llama
 from qalign_jax.models.presets import preset
 from qalign_jax.parallel.chips import parse_slice
@@ -40,7 +41,9 @@ def step(models: list[str], topology: str, mesh: str, batch: int, dtypes, room: 
         config, execution = preset(name)
         decoded.append(Llama(config, dataclasses.replace(execution, dtype="bfloat16")))
     where = parse_slice(topology, 1)
-    return compile_step(tuple(decoded), where, mesh, batch, LENGTH, *dtypes, room=room)
+    # the prompts' part of the length changes no decode step
+    job = DecodingJob(tuple(decoded), mesh, batch, LENGTH // 2, LENGTH // 2, *dtypes, None, 0)
+    return compile_round(job.plan(where.devices()), where, room)
 
 
 def over_floor(found: Compiled) -> str:
