@@ -27,8 +27,8 @@ def get_config(arg: str = "") -> ConfigDict:
     """The recipe. `--config.fast=True` shortens every stage, to test the pipeline, not the method.
 
     An argument (--config=configs/demo.py:baselines) adds stages and systems to compare with:
-    control, baselines or data_scale (configs/demo_comparisons.py). `code` and `choice` give other
-    recipes: solutions that are programs (configs/demo_code.py), and multiple choice
+    control, baselines, data_scale or larger (configs/demo_comparisons.py). `code` and `choice` give
+    other recipes: solutions that are programs (configs/demo_code.py), and multiple choice
     (configs/demo_choice.py).
     """
     if arg in OTHERS:
@@ -75,7 +75,7 @@ def get_config(arg: str = "") -> ConfigDict:
         ),
     }
     questions = parts.benchmark(
-        part="test", count=choose(100, 10), seed=config.get_ref("seed"), max_new_tokens=64
+        part="test", count=choose(100, 4), seed=config.get_ref("seed"), max_new_tokens=64
     )
     config.evaluation = parts.evaluation(
         systems,

@@ -47,7 +47,26 @@ def data_scale(config: ConfigDict) -> None:
     config.stages = (*config.stages, "data_scale")
 
 
-COMPARISONS = {"control": control, "baselines": baselines, "data_scale": data_scale}
+def larger(config: ConfigDict) -> None:
+    """A large model of ten times the expert's parameters, alone and steered by the same expert."""
+    documents = demo_stages.problems(config, "pretraining", 48_000)
+    stage = demo_stages.training(
+        config, "random", {"documents": documents}, 3600, 1e-3, preset="demo_larger"
+    )
+    two_stages.add(config, "larger_pretraining", stage)
+    systems, steered = config.evaluation.systems, config.evaluation.systems.large_proxy
+    systems.larger = parts.system("larger_pretraining")
+    systems.larger_proxy = parts.system(
+        "larger_pretraining", expert=steered.expert, antiexpert=steered.antiexpert, trace=True
+    )
+
+
+COMPARISONS = {
+    "control": control,
+    "baselines": baselines,
+    "data_scale": data_scale,
+    "larger": larger,
+}
 
 
 def _add(config: ConfigDict, name: str, init: str, data: dict, steps=2600, lr=2e-3) -> None:
