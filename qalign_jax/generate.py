@@ -269,13 +269,8 @@ def _check_files(prompts, output, trace) -> None:
 def _header(request: Request, ids: list[list[int]], traced: bool) -> dict[str, Any]:
     """All that shapes the answers, so that answers of two settings never mix."""
     settings = dataclasses.asdict(request)
-    for key in (
-        "slots",
-        "mesh",
-        "draft",
-        "draft_tokens",
-        "template",
-    ):  # the prompts' ids hold the template
+    # none shapes an answer, but for the template, which the prompts' ids hold
+    for key in ("slots", "mesh", "draft", "draft_tokens", "template"):
         del settings[key]
     for key in ("weights_dtype", "cache_dtype"):  # files of before there were any stay valid
         if not settings[key]:

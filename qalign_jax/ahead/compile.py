@@ -121,8 +121,8 @@ def compile_prefill(plan: Plan, where: Slice, prompt: int) -> Compiled:
     width, prompt = prefill_shape(plan, prompt)
     row = jax.ShapeDtypeStruct((width,), jnp.int32)
     tokens = jax.ShapeDtypeStruct((width, prompt), jnp.int32)
-    flops = _flops(plan, [width * prompt] * len(plan.models), prompt)
-    return _compile_decoding(plan, where, fill, (0,), (tokens, row, row, row, row, row), flops)
+    arguments, counts = (tokens, row, row, row, row, row), [width * prompt] * len(plan.models)
+    return _compile_decoding(plan, where, fill, (0,), arguments, counts, prompt)
 
 
 def compile_round(
@@ -137,7 +137,6 @@ def compile_round(
     number = jax.ShapeDtypeStruct((), jnp.int32)
     passes = passes_of(plan, drafts)
     counts = [plan.slots * times * tokens for times, tokens in passes]
-    flops = _flops(plan, counts, room)
     sizes = itertools.accumulate([count for _, count in plan.groups], initial=0)
     times_of_groups = [passes[first][0] for first in list(sizes)[:-1]]
     floor = 0
@@ -150,32 +149,28 @@ def compile_round(
         floor += times * (local_bytes(weights) - table + read)
     rounds = max(1, STEPS_PER_CALL // (drafts + 1))  # of a call, as the engine asks for them
     compiled = _compile_decoding(
-        plan, where, advance, (room, drafts), (number, number), flops, rounds, floor
+        plan, where, advance, (room, drafts), (number, number), counts, room, rounds, floor
     )
     tokens = expected_tokens(drafts, acceptance)
     return dataclasses.replace(compiled, drafts=drafts, acceptance=acceptance, tokens=tokens)
 
 
-def _flops(plan: Plan, counts: Sequence[int], length: int) -> float:
-    """Of one device, for passes of the plan's models over so many tokens that see `length`."""
-    each = (
-        count * flops_per_token(model.config, length, training=False)
-        for model, count in zip(plan.models, counts, strict=True)
-    )
-    assert plan.mesh, "programs are compiled ahead of time for a mesh"
-    return sum(each) / plan.mesh.size
-
-
 def _compile_decoding(
-    plan: Plan, where: Slice, function, sizes, arguments, flops: float, rounds: int = 1,
-    floor: int = 0,
+    plan: Plan, where: Slice, function, sizes, arguments, counts: Sequence[int], length: int,
+    rounds: int = 1, floor: int = 0,
 ) -> Compiled:  # fmt: skip
-    assert plan.mesh, "as in _flops"
+    """Compiles `function`, in which each model reads so many tokens that see up to `length`."""
+    assert plan.mesh, "programs are compiled ahead of time for a mesh"
     state = abstract_slots(plan)
     key = jax.eval_shape(lambda: jax.random.key(0))
     eos = jax.ShapeDtypeStruct((1,), jnp.int32)
     constant = (abstract_params(plan), combination(len(plan.targets)), key, eos)
     lower = functools.partial(function.lower, plan, *sizes, *constant, state, *arguments)
+    each = (
+        count * flops_per_token(model.config, length, training=False)
+        for model, count in zip(plan.models, counts, strict=True)
+    )
+    flops = sum(each) / plan.mesh.size
     return _compile(lower, state, where, plan.mesh, flops, flops, rounds, floor)
 
 

@@ -3,7 +3,7 @@
 A draft changes no token. It guesses with the random key that chooses the token itself, and is kept
 where both choose alike: then what was chosen is what plain decoding chooses, greedy or sampled.
 Plain decoding with the same prompts, seed and numbers therefore has the same tokens, up to the
-rounding of a pass over several tokens (none was seen in f32; README.md has bf16).
+rounding of a pass over several tokens (none was seen in f32; tests/README.md has bf16).
 
 In proxy-tuning the expert drafts (Leviathan et al., arXiv 2211.17192, with a model that decodes
 anyway): its logits at the drafts are those that proxy-tuning needs.

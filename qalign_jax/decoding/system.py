@@ -63,11 +63,11 @@ class System:
         """
         check_dtypes(weights_dtype, cache_dtype)
         combine = combination(len(models), alpha)
-        drafting = [draft] if isinstance(draft, Model) else []
         draft_kind(named_kind(draft), len(models), check_draft_tokens(draft_tokens))
-        check_tokenizers(names, [model.tokenizer for model in [*models, *drafting]])
         dtypes = weights_dtype, cache_dtype
-        return cls(tuple(models), combine, tuple(names), *dtypes, draft, draft_tokens)
+        made = cls(tuple(models), combine, tuple(names), *dtypes, draft, draft_tokens)
+        check_tokenizers(made.names, made.tokenizers)
+        return made
 
     @classmethod
     def load(

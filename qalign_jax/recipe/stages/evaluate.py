@@ -70,6 +70,12 @@ class SystemConfig:
         ]
         return [source for source in found if source.name]
 
+    def split(self, models: Sequence[Any]) -> tuple[tuple[Any, ...], Any]:
+        """Of what belongs to each of `sources`, the targets', and the draft as of `Engine`."""
+        if self.draft_kind == MODEL:
+            return tuple(models[:-1]), models[-1]
+        return tuple(models), LOOKUP if self.draft_kind == LOOKUP else None
+
     @property
     def draft_kind(self) -> str:
         """What drafts, as a plan has it (decoding/plan.py).
@@ -211,17 +217,16 @@ class Evaluate(Stage):
         jobs = {}
         for name, system in self._systems.items():
             cards = [weights.card() for weights in _weights(run, system)]
-            models: list[Llama] = []
+            models = []
             for config, execution, _ in cards:
                 if self.dtype:
                     execution = dataclasses.replace(execution, dtype=self.dtype)
                 models.append(Llama(config, execution))
             sizes = (self.slots, workload.prompt_tokens, new)
             dtypes = (self.weights_dtype, self.cache_dtype)
-            kind = system.draft_kind
-            draft = models.pop() if kind == MODEL else LOOKUP if kind == LOOKUP else None
+            models, draft = system.split(models)
             drafting = (draft, check_draft_tokens(system.draft_tokens), workload.acceptance)
-            jobs[name] = DecodingJob(tuple(models), self.mesh, *sizes, *dtypes, *drafting)
+            jobs[name] = DecodingJob(models, self.mesh, *sizes, *dtypes, *drafting)
         return jobs
 
     def run(self, run: Run) -> dict[str, Any]:
@@ -317,8 +322,7 @@ def _load(stage: Evaluate, run: Run, system: SystemConfig) -> TextGenerator:
         weights.load(mesh, stage.dtype or None, stage.weights_dtype)
         for weights in _weights(run, system)
     ]
-    kind = system.draft_kind
-    draft = models.pop() if kind == MODEL else LOOKUP if kind == LOOKUP else None
+    models, draft = system.split(models)
     loaded = System.of(
         models, [source.name for source in system.sources()],
         weights_dtype=stage.weights_dtype, cache_dtype=stage.cache_dtype,
