@@ -71,7 +71,7 @@ def convert(
 
     Raises:
       ValueError: before any device is used: no model, a damaged one, or a target that exists.
-      StorageFailed: there is no space for the target; nothing of it is left.
+      StorageFailed: there is no space for the target; what was written of it is removed.
     """
     source, target = files.absolute(source), files.absolute(target)
     if source == target or source in target.parents or target in source.parents:
@@ -170,8 +170,9 @@ def _begun(target: epath.Path) -> Iterator[None]:
             with storage.writing(target):
                 yield
         except storage.StorageFailed:
-            _clear(target)
-            (target / UNFINISHED).unlink(missing_ok=True)
+            # threads of Orbax may still write: the mark lets the same command go on even then
+            with contextlib.suppress(OSError):
+                _clear(target)
             raise
         (target / UNFINISHED).unlink(missing_ok=True)
 

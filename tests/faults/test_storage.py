@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+from qalign_jax.checkpoints.model import UNFINISHED
 from qalign_jax.faults import storage
 from tests.faults import small_disk
 from tests.files import write_jsonl
@@ -93,8 +94,8 @@ STAY = {
     "metrics.jsonl": {"metrics.jsonl", "tensorboard"},
     "de.jsonl": {"de.jsonl"},
     "output.jsonl": {"output.jsonl", "output.jsonl.partial"},
-    "imported": {"imported"},
-    "hugging_face": {"hugging_face"},
+    "imported": {"imported", f"imported/{UNFINISHED}"},
+    "hugging_face": {"hugging_face", f"hugging_face/{UNFINISHED}"},
 }
 CONTENT = {
     "datasets": 99,
@@ -129,8 +130,10 @@ def test_on_a_full_disk_a_line_names_what_is_not_written_and_the_same_call_goes_
         assert message.startswith(f"{disk}/") and message.endswith(end)
     assert any(name in message for message in messages)
     for left in found[name]["left"]:
-        # a data set that is whole is kept, though the rows packed from it are not
+        # a data set that is whole is kept, though the rows packed from it are not; threads of
+        # Orbax may write behind the error
         more = {path for path in left if "tfevents" not in path and "/jsonl/" not in path}
+        more = {path for path in more if not path.startswith("imported/checkpoints")}
         assert more <= STAY.get(name, set())
         assert not [path for path in left if "/." in f"/{path}"]
 
@@ -273,6 +276,7 @@ def test_an_error_is_one_of_storage_by_its_number_or_by_words_of_the_system_behi
 WRITE = """
 import sys
 from qalign_jax import files
+from qalign_jax.checkpoints.model import UNFINISHED
 from qalign_jax.faults import storage
 if sys.argv[2:]:
     import resource
