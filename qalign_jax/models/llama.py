@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
+from qalign_jax.models.adapter import Adapter
 from qalign_jax.models.attention import (
     attend,
     attend_cache,
@@ -29,38 +30,8 @@ from qalign_jax.models.blocked_attention import blocked_attend
 from qalign_jax.models.cache import cache_axes, cache_length, layer_of, write_cache
 from qalign_jax.models.config import REMAT_POLICIES, Execution, LlamaConfig
 from qalign_jax.models.cross_entropy import cross_entropy
-from qalign_jax.models.multiply import multiply
-from qalign_jax.models.quantization import Matrix
+from qalign_jax.models.projection import parameter, project
 from qalign_jax.parallel.mesh import Parallelism
-
-# How many of the first axes of each projection are inputs.
-INPUTS = {"query": 1, "key": 1, "value": 1, "out": 2, "gate": 1, "up": 1, "down": 1}
-
-
-def parameter(module, name: str, shape, axes, scale: float | None) -> jax.Array:
-    """Declares a parameter: global shape, logical axes, and initial standard deviation at once.
-
-    `scale` None initialises with ones (norms). Returns the weight in its compute dtype with the
-    axes that are split over fsdp gathered; over tensor it stays local.
-    """
-    parallel = module.parallel
-    init = nn.initializers.ones if scale is None else nn.initializers.normal(scale)
-    local = tuple(parallel.local(length, axis) for length, axis in zip(shape, axes, strict=True))
-    value = module.param(name, nn.with_logical_partitioning(init, axes), local, jnp.float32)
-    if name != "embedding":  # what is looked up is cast, not the table
-        value = value.astype(compute_dtype(name, module.execution.dtype))
-    return parallel.gather(value, axes)
-
-
-def project(module, name: str, equation: str, x: jax.Array, shape, axes) -> jax.Array:
-    """Multiplies x by a weight of this name: all seven projections of a layer go through here.
-
-    The weight is an array of `shape`, or for decoding a Matrix.
-    """
-    held = module.get_variable("params", name)
-    if isinstance(held, Matrix):
-        return held.product(x, INPUTS[name], shape[INPUTS[name] :])
-    return multiply(equation, x, parameter(module, name, shape, axes, module.config.init_scale))
 
 
 class RMSNorm(nn.Module):
@@ -80,9 +51,10 @@ class Attention(nn.Module):
     config: LlamaConfig
     execution: Execution
     parallel: Parallelism
+    adapter: Adapter | None
 
     @nn.compact
-    def __call__(self, x, before, positions, mask, cache, layer, kernel):
+    def __call__(self, x, before, positions, mask, cache, layer, kernel, noise):
         """Attends among x's own tokens, or, with a cache, to the cache they are written to first.
 
         Args:
@@ -92,6 +64,7 @@ class Attention(nn.Module):
           kernel: of attention among own tokens, a name that `packed_kernel` returns.
           mask: [B, T, S] bool; for splash and blocked the segment ids [B, T], of which they make
             their own. S counts `before` and own tokens, or the first positions of the cache.
+          noise: as of `project`.
 
         Returns:
           the output [B, T / tensor, D], the cache, and the keys and values [B, T, K, H] of x.
@@ -101,9 +74,10 @@ class Attention(nn.Module):
         kv = (config.d_model, config.n_kv_heads, config.head_size)
         kv_axes = ("embed", "kv_heads", "head_size")
         x = self.parallel.gather_length(x)
-        q = project(self, "query", "btd,dnh->btnh", x, queries, ("embed", "heads", "head_size"))
-        k = project(self, "key", "btd,dkh->btkh", x, kv, kv_axes)
-        v = project(self, "value", "btd,dkh->btkh", x, kv, kv_axes)
+        q_axes = ("embed", "heads", "head_size")
+        q = project(self, "query", "btd,dnh->btnh", x, queries, q_axes, noise)
+        k = project(self, "key", "btd,dkh->btkh", x, kv, kv_axes, noise)
+        v = project(self, "value", "btd,dkh->btkh", x, kv, kv_axes, noise)
 
         splash = cache is None and kernel == "splash"
         frequencies = rope_frequencies(config.head_size, config.rope_theta, config.rope_scaling)
@@ -129,7 +103,8 @@ class Attention(nn.Module):
             out = attend(q, keys.swapaxes(1, 2), values.swapaxes(1, 2), mask)
             out = checkpoint_name(out, "qkvo")
         output = (config.n_heads, config.head_size, config.d_model)
-        out = project(self, "out", "btnh,nhd->btd", out, output, ("heads", "head_size", "embed"))
+        out_axes = ("heads", "head_size", "embed")
+        out = project(self, "out", "btnh,nhd->btd", out, output, out_axes, noise)
         out = checkpoint_name(self.parallel.scatter_length(out), "qkvo")
         return out, cache, (k, v)
 
@@ -138,16 +113,17 @@ class FeedForward(nn.Module):
     config: LlamaConfig
     execution: Execution
     parallel: Parallelism
+    adapter: Adapter | None
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x, noise):
         shape = (self.config.d_model, self.config.d_ff)
         x = self.parallel.gather_length(x)
-        gate = project(self, "gate", "btd,df->btf", x, shape, ("embed", "mlp"))
-        up = project(self, "up", "btd,df->btf", x, shape, ("embed", "mlp"))
+        gate = project(self, "gate", "btd,df->btf", x, shape, ("embed", "mlp"), noise)
+        up = project(self, "up", "btd,df->btf", x, shape, ("embed", "mlp"), noise)
         gate, up = (checkpoint_name(a, "mlp") for a in (gate, up))
         hidden = jax.nn.silu(gate) * up
-        out = project(self, "down", "btf,fd->btd", hidden, shape[::-1], ("mlp", "embed"))
+        out = project(self, "down", "btf,fd->btd", hidden, shape[::-1], ("mlp", "embed"), noise)
         return self.parallel.scatter_length(out)
 
 
@@ -161,17 +137,21 @@ class Block(nn.Module):
     config: LlamaConfig
     execution: Execution
     parallel: Parallelism
+    adapter: Adapter | None
 
     @nn.compact
-    def __call__(self, carry, before, positions, mask, keep, kernel):
+    def __call__(self, carry, before, positions, mask, keep, kernel, noise):
         x, cache, layer = carry
+        if noise is not None:
+            noise = jax.vmap(jax.random.fold_in, (0, None))(noise, layer)
         shared = (self.config, self.execution, self.parallel)
         norm = functools.partial(RMSNorm, *shared)
-        out, cache, kv = Attention(*shared, name="attention")(
-            norm(name="attention_norm")(x), before, positions, mask, cache, layer, kernel
+        out, cache, kv = Attention(*shared, self.adapter, name="attention")(
+            norm(name="attention_norm")(x), before, positions, mask, cache, layer, kernel, noise
         )
         x = x + out
-        x = x + FeedForward(*shared, name="mlp")(norm(name="mlp_norm")(x))
+        feed_forward = FeedForward(*shared, self.adapter, name="mlp")
+        x = x + feed_forward(norm(name="mlp_norm")(x), noise)
         return (x, cache, None if layer is None else layer + 1), keep(x, kv)
 
 
@@ -187,39 +167,47 @@ class Llama(nn.Module):
     """The decoder. Methods: `__call__` (hidden states), `layer_means`, `loss`, `logits`,
     `prefill`, `decode`.
 
-    Parameters are those of `init`, their layers stacked, or as `hold` of params.py makes them.
+    Parameters are those of `init`, their layers stacked, or as `hold` of params.py makes them, or
+    as training freezes a part of them (trainable.py). With an `adapter` some of the layers'
+    matrices are Adapted.
     """
 
     config: LlamaConfig
     execution: Execution = Execution()
     parallel: Parallelism = Parallelism()
+    adapter: Adapter | None = None
 
     def setup(self):
-        config, execution = self.config, self.execution
-        block = Block
-        if execution.remat != "none":
-            policy = REMAT_POLICIES[execution.remat]
-            block = nn.remat(block, policy=policy, prevent_cse=False, static_argnums=(5, 6))
-        self.layers = nn.scan(
-            block,
-            variable_axes={"params": 0},
-            split_rngs={"params": True},
-            in_axes=(0, *(nn.broadcast,) * 4),  # pyright: ignore[reportArgumentType]
-            length=config.n_layers,
-            unroll=1 if execution.scan_layers else config.n_layers,
-            metadata_params={nn.PARTITION_NAME: "layers"},
-        )(config, execution, self.parallel)
-        shared = (config, execution, self.parallel)
+        config = self.config
+        self.layers = self._stack(config.n_layers)
+        shared = (config, self.execution, self.parallel)
         self.embed = Table(*shared, "embedding", ("vocab_rows", "embed"))
         self.norm = RMSNorm(*shared)
         if not config.tied:
             self.head = Table(*shared, "kernel", ("embed", "vocab"))
 
-    def __call__(self, tokens, positions, segment_ids):
+    def _stack(self, layers: int, **options):
+        """The module of so many neighbouring layers, their parameters stacked."""
+        execution, block = self.execution, Block
+        if execution.remat != "none":
+            policy = REMAT_POLICIES[execution.remat]
+            block = nn.remat(block, policy=policy, prevent_cse=False, static_argnums=(5, 6))
+        return nn.scan(
+            block,
+            variable_axes={"params": 0},
+            split_rngs={"params": True},
+            in_axes=(0, *(nn.broadcast,) * 5),  # pyright: ignore[reportArgumentType]
+            length=layers,
+            unroll=1 if execution.scan_layers else layers,
+            metadata_params={nn.PARTITION_NAME: "layers"},
+        )(self.config, execution, self.parallel, self.adapter, **options)
+
+    def __call__(self, tokens, positions, segment_ids, noise=None):
         """Final hidden states of packed rows.
 
         Args:
           tokens, positions, segment_ids: [B, T] int32; segment 0 is padding.
+          noise: keys [B] for the adapter's dropout, one a row.
 
         Returns:
           [B, T, D] in the compute dtype, after the last norm.
@@ -233,11 +221,11 @@ class Llama(nn.Module):
             mask = segment_ids
         else:
             mask = packed_mask(segment_ids, config.sliding_window)
-        return self._forward(tokens, positions, mask, kernel)[0]
+        return self._forward(tokens, positions, mask, kernel, noise=noise)[0]
 
-    def loss(self, tokens, positions, segment_ids, targets):
+    def loss(self, tokens, positions, segment_ids, targets, noise=None):
         """Cross entropy of each target in nats, [B, T] f32; logits are never whole in memory."""
-        hidden = self(tokens, positions, segment_ids)
+        hidden = self(tokens, positions, segment_ids, noise)
         return cross_entropy(
             hidden, self._head_kernel(), targets, self.config.vocab_size, self.parallel
         )
@@ -307,7 +295,7 @@ class Llama(nn.Module):
 
         mask = packed_mask(real.astype(jnp.int32), self.config.sliding_window)
         hidden, _, means = self._forward(tokens, index, mask, keep=mean)
-        assert not isinstance(means, tuple), "layers are stacked, not held for decoding"
+        assert isinstance(means, jax.Array), "layers are one stack"
         first, last = mean(self._embed(tokens)), mean(hidden)
         return jnp.concatenate([first[None], means[:-1], last[None]])
 
@@ -330,24 +318,33 @@ class Llama(nn.Module):
         return self._logits(hidden), cache
 
     def _forward(
-        self, tokens, positions, mask, kernel="plain", cache=None, before=None, keep=_keep_nothing
-    ):
+        self, tokens, positions, mask, kernel="plain", cache=None, before=None, keep=_keep_nothing,
+        noise=None,
+    ):  # fmt: skip
         x = self._embed(self.parallel.seq_shard(tokens))
-        apart = self.get_variable("params", "layers")
-        if isinstance(apart, tuple):
-            block = Block(self.config, self.execution, self.parallel, parent=None)
+        layers = self.get_variable("params", "layers")
+        if not isinstance(layers, tuple):
+            carry = (x, cache, jnp.int32(0))
+            (x, cache, _), kept = self.layers(carry, before, positions, mask, keep, kernel, noise)
+        elif is_stack(layers[0]):
+            carry = (x, None, jnp.int32(0))
+            for weights in layers:
+                stack = self._stack(len(weights["mlp_norm"]["scale"]), parent=None)
+                carry, _ = stack.apply(
+                    {"params": weights}, carry, None, positions, mask, keep, kernel, noise
+                )
+            x, kept = carry[0], None
+        else:
+            block = Block(self.config, self.execution, self.parallel, self.adapter, parent=None)
             caches, kept = [], []
-            for number, weights in enumerate(apart):
+            for number, weights in enumerate(layers):
                 own, front = (each and each[number] for each in (cache, before))
                 (x, own, _), one = block.apply(
-                    {"params": weights}, (x, own, None), front, positions, mask, keep, kernel
+                    {"params": weights}, (x, own, None), front, positions, mask, keep, kernel, None
                 )
                 caches.append(own)
                 kept.append(one)
             cache, kept = tuple(caches), tuple(kept)
-        else:
-            carry = (x, cache, jnp.int32(0))
-            (x, cache, _), kept = self.layers(carry, before, positions, mask, keep, kernel)
         return self.parallel.gather_length(self.norm(x)), cache, kept
 
     def _known(self, tokens):
@@ -394,6 +391,6 @@ def _right_padded(tokens, lengths):
     return index, index < lengths[:, None]
 
 
-def compute_dtype(name: str, dtype: str):
-    """The dtype that a parameter is read in: norms and the embedding stay f32."""
-    return jnp.float32 if name in ("scale", "embedding") else jnp.dtype(dtype)
+def is_stack(layers) -> bool:
+    """Whether the parameters are those of a stack of layers, and not of one."""
+    return layers["mlp_norm"]["scale"].ndim == 2

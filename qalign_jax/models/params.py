@@ -8,9 +8,11 @@ from flax.core import meta
 from jax.sharding import Mesh
 
 from qalign_jax import mistakes
+from qalign_jax.models.adapter import Adapted, Adapter, attach, attach_axes, pair_shapes
 from qalign_jax.models.config import LlamaConfig
-from qalign_jax.models.llama import INPUTS, Llama, compute_dtype
-from qalign_jax.models.quantization import Matrix, held_matrix, quantized_matrix
+from qalign_jax.models.llama import Llama
+from qalign_jax.models.projection import compute_dtype
+from qalign_jax.models.quantization import INPUTS, Matrix, held_matrix, quantized_matrix
 from qalign_jax.parallel.mesh import Parallelism, abstract_on, on_mesh, spec_of
 
 
@@ -50,8 +52,11 @@ def param_specs(config: LlamaConfig):
     return jax.tree.map(spec_of, axes, is_leaf=is_axes)
 
 
-def check_divides(config: LlamaConfig, mesh: Mesh) -> None:
-    """Raises a ValueError where the mesh does not split the parameters in equal parts."""
+def check_divides(config: LlamaConfig, mesh: Mesh, adapted: bool = False) -> None:
+    """Raises a ValueError where the mesh does not split the parameters in equal parts.
+
+    `adapted` counts those of an adapter, too.
+    """
     parallel = Parallelism.manual(mesh)
     lengths = {
         "embed": config.d_model,
@@ -60,10 +65,10 @@ def check_divides(config: LlamaConfig, mesh: Mesh) -> None:
         "mlp": config.d_ff,
         "vocab": config.padded_vocab,
     }
+    flat = {config.n_heads * config.head_size, config.n_kv_heads * config.head_size, config.d_ff}
+    pairs = [*lengths.items(), *(("adapter", size) for size in sorted(flat) if adapted)]
     mistakes.refuse(
-        line
-        for axis, length in lengths.items()
-        for line in mistakes.of("", parallel.local, length, axis)
+        line for axis, length in pairs for line in mistakes.of("", parallel.local, length, axis)
     )
 
 
@@ -80,7 +85,7 @@ def hold(config: LlamaConfig, params, dtype: str, *, apart: bool, int8: bool = F
     """The parameters as decoding holds them: each is read once a token, and none is reordered.
 
     The weights of the layers' products become Matrix, the tables of embedding and head are cast,
-    norms stay f32. What is held already stays as it is, or becomes int8.
+    norms stay f32, and adapters are cast. What is held already stays as it is, or becomes int8.
 
     Args:
       dtype: the compute dtype.
@@ -91,6 +96,9 @@ def hold(config: LlamaConfig, params, dtype: str, *, apart: bool, int8: bool = F
 
     def one(path, leaf):
         name = path[-1].key
+        if isinstance(leaf, Adapted):
+            a, b = leaf.a.astype(dtype), leaf.b.astype(dtype)
+            return Adapted(one(path, leaf.weight), a, b, leaf.scale)
         if isinstance(leaf, Matrix):
             return quantized_matrix(leaf.values) if int8 and leaf.scale is None else leaf
         if name not in INPUTS:
@@ -99,7 +107,7 @@ def hold(config: LlamaConfig, params, dtype: str, *, apart: bool, int8: bool = F
 
     if isinstance(params["layers"], tuple):
         return params
-    held = jax.tree_util.tree_map_with_path(one, params, is_leaf=_is_matrix)
+    held = jax.tree_util.tree_map_with_path(one, params, is_leaf=_is_weight)
     return _split(held, config.n_layers, lambda leaf, layer: leaf[layer]) if apart else held
 
 
@@ -127,6 +135,50 @@ def hold_and_free(config: LlamaConfig, params, dtype: str, mesh: Mesh, *, int8: 
     return jax.tree_util.tree_map_with_path(one, params, wanted)
 
 
+def unhold_and_free(config: LlamaConfig, params, dtype: str, mesh: Mesh):
+    """The inverse of `hold_and_free`: parameters as `init` makes them, adapters merged.
+
+    int8 is dequantised; W + scale A B is computed in f32 and rounded once to `dtype`. Norms stay
+    f32.
+
+    Args:
+      params: as `hold` makes them of stacked layers, on the mesh, with adapters or without; they
+        cannot be used afterwards.
+    """
+
+    def one(path, leaf, wanted):
+        name = path[-1].key
+        wide = jnp.dtype(jnp.float32 if name == "scale" else dtype)
+        if isinstance(leaf, Matrix | Adapted):
+            made = _unhold(wanted.shape, wide.name, wanted.sharding)(leaf)
+        elif leaf.dtype == wide:
+            return leaf
+        else:
+            made = leaf.astype(wide)
+        jax.block_until_ready(made)
+        jax.tree.map(lambda each: each.delete(), leaf)
+        return made
+
+    wanted = abstract_params_on(config, mesh)
+    return jax.tree_util.tree_map_with_path(one, params, wanted, is_leaf=_is_weight)
+
+
+@functools.cache
+def _unhold(shape: tuple[int, ...], dtype: str, sharding):
+    def layer(leaf):
+        matrix = leaf.weight if isinstance(leaf, Adapted) else leaf
+        wide = matrix.values.astype(jnp.float32)
+        if matrix.scale is not None:
+            wide *= matrix.scale
+        if isinstance(leaf, Adapted):
+            a, b = (each.astype(jnp.float32) for each in (leaf.a, leaf.b))
+            wide += leaf.scale * jnp.matmul(a, b, precision="highest")
+        return wide.astype(dtype)
+
+    # a layer at a time: all of them in f32 may be more than the model
+    return jax.jit(lambda leaf: jax.lax.map(layer, leaf).reshape(shape), out_shardings=sharding)
+
+
 @functools.cache
 def _hold_matrix(inputs: int, dtype: str, int8: bool, shardings):
     hold_one = functools.partial(held_matrix, inputs=inputs, dtype=dtype, leading=1, int8=int8)
@@ -138,10 +190,16 @@ def _table_dtype(name: str, dtype: str):
     return jnp.dtype("float32" if name == "scale" else dtype)
 
 
-def abstract_held(config: LlamaConfig, dtype: str, *, int8: bool = False):
+def abstract_held(
+    config: LlamaConfig, dtype: str, *, int8: bool = False, adapter: Adapter | None = None
+):
     """The shapes and dtypes of what `hold` makes of stacked layers."""
     make = functools.partial(hold, config, dtype=dtype, apart=False, int8=int8)
-    return jax.eval_shape(make, abstract_params(config)[0])
+    held = jax.eval_shape(make, abstract_params(config)[0])
+    if adapter is None:
+        return held
+    pairs = pair_shapes(adapter, held)
+    return jax.eval_shape(lambda held, pairs: make(attach(adapter, held, pairs)), held, pairs)
 
 
 def abstract_held_on(config: LlamaConfig, mesh: Mesh, dtype: str, *, int8: bool = False):
@@ -150,7 +208,9 @@ def abstract_held_on(config: LlamaConfig, mesh: Mesh, dtype: str, *, int8: bool 
     return abstract_on(mesh, shapes, held_axes(config, apart=False, int8=int8))
 
 
-def held_axes(config: LlamaConfig, *, apart: bool, int8: bool = False):
+def held_axes(
+    config: LlamaConfig, *, apart: bool, int8: bool = False, adapter: Adapter | None = None
+):
     """The logical axes of what `hold` returns, a tuple in place of each array."""
 
     def one(path, axes):
@@ -164,6 +224,8 @@ def held_axes(config: LlamaConfig, *, apart: bool, int8: bool = False):
 
     axes = abstract_params(config)[1]
     held = jax.tree_util.tree_map_with_path(one, axes, is_leaf=is_axes)
+    if adapter:
+        held = attach_axes(adapter, held)
     if not apart:
         return held
     return _split(held, config.n_layers, lambda axes, layer: axes[1:])
@@ -178,8 +240,8 @@ def _split(held, layers: int, take):
     return {**held, "layers": tuple(apart)}
 
 
-def _is_matrix(node) -> bool:
-    return isinstance(node, Matrix)
+def _is_weight(node) -> bool:
+    return isinstance(node, Matrix | Adapted)
 
 
 def is_axes(node) -> bool:

@@ -10,7 +10,12 @@ import jax.numpy as jnp
 from flax import struct
 from jax.typing import DTypeLike
 
+from qalign_jax.parallel.mesh import Parallelism
+
 INT8 = "int8"
+
+# The layers' matrices, and how many of the first axes of each are inputs.
+INPUTS = {"query": 1, "key": 1, "value": 1, "out": 2, "gate": 1, "up": 1, "down": 1}
 
 
 def check_dtypes(weights_dtype: str, cache_dtype: str = "") -> None:
@@ -31,6 +36,11 @@ class Matrix(struct.PyTreeNode):
 
     values: jax.Array  # [..., inputs, outputs], of the compute dtype or int8
     scale: jax.Array | None  # [..., outputs] f32, what a channel of int8 values is multiplied by
+
+    def gathered(self, parallel: Parallelism, axes: tuple[str, str]) -> "Matrix":
+        """The weight of one layer, gathered over fsdp; `axes` are those of inputs and outputs."""
+        scale = None if self.scale is None else parallel.gather(self.scale, axes[1:])
+        return Matrix(parallel.gather(self.values, axes), scale)
 
     def product(self, x: jax.Array, inputs: int, outputs: tuple[int, ...]) -> jax.Array:
         """x times the weight.

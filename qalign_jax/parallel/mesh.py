@@ -33,6 +33,8 @@ RULES: dict[str, tuple[str, ...]] = {
     "kv_heads": ("tensor",),
     "head_size": (),
     "mlp": ("tensor",),
+    "rank": (),
+    "adapter": ("tensor", *FSDP),  # of an adapter, beside a matrix' axis that tensor alone splits
     "vocab": ("tensor",),
     "vocab_rows": (),  # a table split by vocabulary makes its lookup overflow VMEM on v5e and v6e
 }

@@ -16,6 +16,7 @@ from qalign_jax.data.batches import Batches
 from qalign_jax.faults import interrupts
 from qalign_jax.models.config import LlamaConfig
 from qalign_jax.models.flops import flops_per_token
+from qalign_jax.models.trainable import WHOLE, Trainable
 from qalign_jax.parallel import hosts
 from qalign_jax.parallel.chips import peaks
 from qalign_jax.parallel.mesh import sharding_of
@@ -44,6 +45,7 @@ def train(
     name: str,
     profile: Profile | None = None,
     on_nan: str = STOP,
+    trainable: Trainable = WHOLE,
 ) -> TrainState:
     """Trains from `state.step` to `schedule.steps`, saving on the way and at the end.
 
@@ -53,6 +55,7 @@ def train(
     Args:
       on_nan: what to do where loss or gradient are not finite: STOP, or SKIP, for which
         `step_function` leaves such updates out (training/anomalies.py).
+      trainable: what `step_function` trains, for its MFU.
 
     Raises:
       FloatingPointError: the loss, the gradient or the updated weights are not finite; the batch
@@ -61,7 +64,7 @@ def train(
     """
     stage_dir = epath.Path(stage_dir)
     first = int(state.step)
-    meter = _Meter(config, batches)
+    meter = _Meter(config, batches, trainable)
     tracer = Tracer(profile, stage_dir / "tensorboard")
     writing = contextlib.closing(MetricWriter(stage_dir, first))
     with (
@@ -134,8 +137,8 @@ def _load(batches: Batches, step: int, mesh: Mesh):
 class _Meter:
     """Speed between two records, in real (not padding) tokens a second."""
 
-    def __init__(self, config: LlamaConfig, batches: Batches):
-        self._flops = flops_per_token(config, batches.packed.length)
+    def __init__(self, config: LlamaConfig, batches: Batches, trainable: Trainable):
+        self._flops = flops_per_token(config, batches.packed.length, trainable=trainable)
         peak = peaks(jax.devices()[0].device_kind)
         self._peak = peak and peak[0] * 1e12 * jax.device_count()
         self._last = None

@@ -1,6 +1,7 @@
 """Training on a CPU against transformers with torch: the whole step, attention, head and loss.
 
     python -m tests.benchmarks.training_speed
+    python -m tests.benchmarks.training_speed --rank=16    # adapters alone, against PEFT
 
 A LLaMA of 34 million parameters in float32, the same weights and rows on both sides; torch has
 sdpa and the fused AdamW, and as many threads as XLA. Both sides take turns, and each ratio is
@@ -9,27 +10,33 @@ of one turn of each, so that other load on the machine falls on both. Ratios ove
 
 import os
 import statistics
+import tempfile
 import time
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import peft
 import torch
 from absl import app, flags
 
+from qalign_jax.checkpoints import lora
+from qalign_jax.models.adapter import Adapter
 from qalign_jax.models.attention import attend, packed_mask
 from qalign_jax.models.blocked_attention import blocked_attend
 from qalign_jax.models.config import Execution, LlamaConfig
 from qalign_jax.models.cross_entropy import cross_entropy
 from qalign_jax.models.llama import Llama
-from qalign_jax.models.params import random_params
+from qalign_jax.models.params import hold_and_free, random_params
+from qalign_jax.models.trainable import WHOLE, Trainable, new_adapter
 from qalign_jax.parallel.mesh import Parallelism, make_mesh
 from qalign_jax.training.optimizer import OptimizerConfig
 from qalign_jax.training.step import init_state, make_train_step
 from tests.reference import to_transformers
 
 ROUNDS = flags.DEFINE_integer("rounds", 5, "Turns of each side, after one that is not counted.")
+RANK = flags.DEFINE_integer("rank", 0, "Trains adapters of this rank; 0 trains all weights.")
 ATTENTION = flags.DEFINE_string("attention", "auto", "Ours in the whole step.")
 
 ROWS, LENGTH, RATE = 8, 512, 1e-4
@@ -75,8 +82,13 @@ def make_jax_step(batch) -> Callable[[], float]:
     """A function that trains one step and returns the loss."""
     mesh, optimizer = make_mesh("single"), OptimizerConfig()
     execution = Execution("float32", "none", ATTENTION.value, scan_layers=False)
-    state = init_state(CONFIG, optimizer, mesh, random_params(CONFIG, mesh, 0))
-    step = make_train_step(Llama(CONFIG, execution), optimizer, mesh)
+    params, trainable, frozen = random_params(CONFIG, mesh, 0), WHOLE, None
+    if RANK.value:
+        trainable = Trainable(Adapter(RANK.value))
+        frozen = hold_and_free(CONFIG, params, "float32", mesh)
+        params = new_adapter(CONFIG, Adapter(RANK.value), mesh, 0)
+    state = init_state(CONFIG, optimizer, mesh, params, trainable, frozen)
+    step = make_train_step(Llama(CONFIG, execution), optimizer, mesh, trainable=trainable)
     batch = jax.device_put(batch)
 
     def train() -> float:
@@ -92,8 +104,14 @@ def make_torch_step(batch) -> Callable[[], float]:
     params = random_params(CONFIG, make_mesh("single"), 0)
     model = to_transformers(CONFIG, jax.tree.map(np.asarray, params))
     model.set_attn_implementation("sdpa")
+    if RANK.value:
+        adapter = Adapter(RANK.value)
+        with tempfile.TemporaryDirectory() as folder:
+            lora.write(folder, adapter, new_adapter(CONFIG, adapter, make_mesh("single"), 0), "")
+            model = peft.PeftModel.from_pretrained(model, folder, is_trainable=True)
     model.train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, weight_decay=0.0, fused=True)
+    trained = [weight for weight in model.parameters() if weight.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=RATE, weight_decay=0.0, fused=True)
     tokens = torch.from_numpy(batch["tokens"].astype(np.int64))
     real = torch.from_numpy(batch["segment_ids"] > 0)
     inputs = {"input_ids": tokens, "labels": tokens.masked_fill(~real, -100)}
@@ -104,7 +122,7 @@ def make_torch_step(batch) -> Callable[[], float]:
         optimizer.zero_grad()
         loss = model(**inputs).loss
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
         return loss.item()
 
@@ -216,6 +234,8 @@ def main(_) -> None:
     ):
         sizes = (tokens[id(ours)], tokens[id(theirs)])
         compare(what, "tokens", make_jax_step(ours), make_torch_step(theirs), sizes)
+    if RANK.value:
+        return
     calls = ROWS * LENGTH
     for kind in ("blocked", "plain"):
         what = f"attention, {kind} against sdpa"

@@ -11,8 +11,9 @@ from qalign_jax.decoding.engine import Engine
 from qalign_jax.decoding.likelihood import Continuation
 from qalign_jax.decoding.sampling import Sampling
 from qalign_jax.models.config import Execution, LlamaConfig
-from qalign_jax.models.llama import INPUTS, Llama
+from qalign_jax.models.llama import Llama
 from qalign_jax.models.params import hold, init_params
+from qalign_jax.models.quantization import INPUTS
 from qalign_jax.parallel.mesh import make_mesh
 
 CONFIG = LlamaConfig(

@@ -18,9 +18,9 @@ from qalign_jax.models.cache import (
     write_prompts,
 )
 from qalign_jax.models.config import Execution, LlamaConfig
-from qalign_jax.models.llama import INPUTS, Llama
+from qalign_jax.models.llama import Llama
 from qalign_jax.models.params import hold, hold_and_free, init_params, random_params
-from qalign_jax.models.quantization import quantized_heads, quantized_matrix
+from qalign_jax.models.quantization import INPUTS, quantized_heads, quantized_matrix
 from qalign_jax.parallel.mesh import make_mesh
 
 CONFIG = LlamaConfig(
