@@ -1,15 +1,11 @@
 """A model at rest: the folder that a stage or a conversion leaves, or a Hugging Face directory.
 
 A stage's folder holds `model.json` (architecture, execution and prompt template), `tokenizer/` and
-`checkpoints/<step>/` with `params`.
+`checkpoints/<step>/` with `params`: all of them, or a part (part.py).
 """
 
 import dataclasses
-import hashlib
-import os
-import pathlib
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,37 +16,34 @@ from jax.sharding import Mesh
 from jax.typing import DTypeLike
 from orbax.checkpoint import v1 as ocp
 
-from qalign_jax import files, schema
-from qalign_jax.checkpoints import hf_config, hf_weights, integrity, lora
+from qalign_jax import files
+from qalign_jax.checkpoints import hf_config, hf_weights, integrity, lora, part
+from qalign_jax.checkpoints.card import (
+    Card,
+    base_of,
+    describe_model,
+    read_card,
+    stage_and_step,
+    tokenizer_directory,
+)
 from qalign_jax.checkpoints.safetensors import TensorFiles
-from qalign_jax.data import prompts
 from qalign_jax.data.tokenizer import Tokenizer, load_tokenizer
 from qalign_jax.faults import checksums
-from qalign_jax.models.config import Execution, LlamaConfig, RopeScaling
+from qalign_jax.models.adapter import Adapter, attach, detach
+from qalign_jax.models.config import Execution, LlamaConfig
 from qalign_jax.models.llama import Llama
 from qalign_jax.models.params import (
     abstract_params,
     abstract_params_on,
     check_divides,
     hold_and_free,
+    unhold_and_free,
 )
 from qalign_jax.models.quantization import INT8, check_dtypes
+from qalign_jax.models.trainable import put
 from qalign_jax.parallel.mesh import make_mesh
 
-_CARD = {
-    "model": {"rope_scaling": schema.Maybe({...: schema.ANYTHING})},
-    "template": schema.TEXT,
-}
 STORED = "stored"  # the weights' dtype on disk
-UNFINISHED = "conversion.unfinished"  # a file in a folder that a conversion still writes
-
-
-class Card(NamedTuple):
-    """model.json: all of a model but its weights and its tokenizer."""
-
-    config: LlamaConfig
-    execution: Execution
-    template: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,21 +58,17 @@ class Model:
     params: dict
     tokenizer: Tokenizer
     template: str
+    adapter: Adapter | None = None  # that lies beside the matrices in `params`
 
     @property
     def module(self) -> Llama:
         """The linen module of these parameters."""
-        return Llama(self.config, self.execution)
+        return Llama(self.config, self.execution, adapter=self.adapter)
 
-
-def describe_model(stage_dir, card: Card, tokenizer: Tokenizer) -> None:
-    """Writes what is needed beside the weights: model.json, the tokenizer, SHA256SUMS of both."""
-    stage_dir = epath.Path(stage_dir)
-    model = dataclasses.asdict(card.config) | dataclasses.asdict(card.execution)
-    files.write_json(stage_dir / "model.json", {"model": model, "template": card.template})
-    tokenizer.save(stage_dir / "tokenizer")
-    others = {path.name for path in stage_dir.iterdir()} - {"model.json", "tokenizer"}
-    checksums.write_sums(stage_dir, besides=others)
+    @property
+    def base(self) -> "Model":
+        """The model without its adapter, of the same arrays."""
+        return dataclasses.replace(self, adapter=None, params=detach(self.params))
 
 
 def save_model(stage_dir, model: Model) -> None:
@@ -110,8 +99,12 @@ def load_model(
     param_dtype: DTypeLike | None = None,
     tokenizer: Tokenizer | None = None,
     weights_dtype: str | None = None,
+    adapted: bool | None = None,
 ) -> Model:
-    """Loads a stage's folder, one of its checkpoints, or a Hugging Face directory.
+    """Loads a stage's folder, one of its checkpoints, a Hugging Face directory, or BASE+ADAPTER.
+
+    Of a stage that trained a part the rest comes from its base, held as it was while the part was
+    trained.
 
     Args:
       path: the directory, local or gs://.
@@ -126,21 +119,25 @@ def load_model(
         models/params.py): "" in the compute dtype, or "int8". A Hugging Face directory is
         quantised tensor by tensor as it is read; of a stage's folder the weights are read in the
         compute dtype, which must fit in memory, and quantised one parameter after the other.
+      adapted: whether an adapter stays beside its base's matrices, as decoding holds them, and is
+        not merged; by default where they are int8. The base is then held as `dtype` and
+        `weights_dtype` say, and not as it was in training.
 
     Raises:
       ValueError: there is no model, a part of it is missing or damaged (Damaged), or weights are
-        not finite; a mesh that does not divide it; a `weights_dtype` that there is not.
+        not finite; a mesh that does not divide it; a `weights_dtype` that there is not; an adapter
+        of another base.
     """
     check_dtypes(weights_dtype or "")
-    path = files.absolute(path)
-    mesh = mesh or make_mesh("", jax.local_devices()[:1])
+    name, mesh = path, mesh or make_mesh("", jax.local_devices()[:1])
+    path = files.absolute(part.split(name)[0])
     if hf_config.is_hf_directory(path):
         weights = [file.name for file in path.glob("*.safetensors")]
         checksums.check_sums(path, ["config.json", *weights])
     else:
         checksums.check_sums(stage_and_step(path)[0], ["model.json"])
-    card = read_card(path)
-    check_divides(card.config, mesh)
+    card = read_card(name)
+    check_divides(card.config, mesh, bool(card.part and card.part.trainable.adapter))
     on_cpu = mesh.devices.flat[0].platform == "cpu"
     if weights_dtype is not None and hf_config.is_hf_directory(path) and on_cpu:
         dtype = dtype or "float32"  # its own would be bf16, which CPUs compute slowly
@@ -150,6 +147,8 @@ def load_model(
         param_dtype = card.execution.dtype
     param_dtype = param_dtype or dtype or "float32"
     tokenizer = tokenizer or load_tokenizer(tokenizer_directory(path))
+    if card.part:
+        return _load_parted(name, card, mesh, param_dtype, tokenizer, weights_dtype, adapted)
     if hf_config.is_hf_directory(path):
         tensors = TensorFiles(path)
         if param_dtype == STORED:
@@ -169,10 +168,7 @@ def load_model(
         logging.info("loading %s at step %d", stage_dir, step)
         params = integrity.load(step_dir, {"params": wanted})["params"]
     except checksums.Damaged as error:
-        raise checksums.Damaged(
-            f"{error}. Delete {stage_dir} and start its run or conversion again, or name an "
-            "earlier step of it"
-        ) from None
+        raise _repaired(error, stage_dir) from None
     if checked != dtype_there:
         params = jax.tree.map(lambda leaf: leaf.astype(dtype_there), params)
         integrity.check_finite(params, step_dir)
@@ -180,6 +176,67 @@ def load_model(
         int8, own = weights_dtype == INT8, card.execution.dtype
         params = hold_and_free(card.config, params, own, mesh, int8=int8)
     return Model(card.config, card.execution, params, tokenizer, card.template)
+
+
+def _load_parted(
+    name: str, card: Card, mesh: Mesh, param_dtype, tokenizer, weights_dtype, adapted
+) -> Model:
+    """As `load_model`, of a trained part and its base."""
+    assert card.part
+    trainable, own = card.part.trainable, card.execution.dtype
+    base, trained = base_of(name), load_trained(name, card, mesh)  # raises before its base is read
+    if param_dtype == STORED:
+        param_dtype = "float32" if trainable.dtype == "float32" else "bfloat16"
+    held = {"mesh": mesh, "tokenizer": tokenizer, "adapted": False}
+    if adapted is None:
+        adapted = weights_dtype == INT8
+    if adapted and trainable.adapter:
+        model = load_model(base, dtype=own, weights_dtype=weights_dtype or "", **held)
+        pairs = jax.tree.map(lambda leaf: leaf.astype(own), trained)
+        params = attach(trainable.adapter, model.params, pairs)
+        return Model(*card[:2], params, tokenizer, card.template, trainable.adapter)
+    wide, int8 = jnp.dtype(param_dtype).name, INT8 if trainable.int8 else ""
+    # PEFT does not say what the adapter was trained beside
+    beside = wide if lora.is_adapter(part.split(name)[1] or name) else trainable.dtype
+    model = load_model(base, dtype=beside, weights_dtype=int8, **held)
+    params = model.params
+    if trainable.adapter:
+        params = attach(trainable.adapter, params, trained)
+    params = unhold_and_free(card.config, params, wide, mesh)
+    if trainable.layers:
+        params = put(trainable, params, trained)
+    if weights_dtype is not None:
+        params = hold_and_free(card.config, params, own, mesh, int8=weights_dtype == INT8)
+    else:
+        params = jax.tree.map(lambda leaf: leaf.astype(wide), params)
+    return Model(*card[:2], params, tokenizer, card.template)
+
+
+def load_trained(name, card: Card, mesh: Mesh):
+    """The trained part of BASE+ADAPTER or of a stage's folder, f32, on a mesh.
+
+    Raises:
+      ValueError: as `load_model`.
+    """
+    assert card.part
+    trainable, folder = card.part.trainable, files.absolute(part.split(name)[1] or name)
+    if lora.is_adapter(folder) and trainable.adapter:
+        return lora.read_pairs(folder, card.config, trainable.adapter, mesh)
+    stage_dir, step = stage_and_step(folder)
+    checksums.check_sums(stage_dir, ["model.json"])
+    logging.info("loading %s at step %d: %s", stage_dir, step, trainable)
+    try:
+        step_dir = stage_dir / "checkpoints" / str(step)
+        return part.load_part(step_dir, card.config, trainable, mesh)
+    except checksums.Damaged as error:
+        raise _repaired(error, stage_dir) from None
+
+
+def _repaired(error: checksums.Damaged, stage_dir) -> checksums.Damaged:
+    return checksums.Damaged(
+        f"{error}. Delete {stage_dir} and start its run or conversion again, or name an "
+        "earlier step of it"
+    )
 
 
 def _with_wide_norms(wanted):
@@ -208,112 +265,3 @@ def _stored_dtype(step_dir: epath.Path, config: LlamaConfig) -> np.dtype:
             f"{step_dir} is damaged, or not of the model in model.json ({reason})"
         ) from None
     return stored["norm"]["scale"].dtype
-
-
-def read_card(path) -> Card:
-    """All but weights and tokenizer of a directory that `load_model` takes.
-
-    Raises:
-      ValueError: there is no model, or a value of it is none that a model has.
-    """
-    path = files.absolute(path)
-    if hf_config.is_hf_directory(path):
-        return Card(hf_config.read_config(path), Execution(), hf_config.read_template(path))
-    file = stage_and_step(path)[0] / "model.json"
-    remedy = "convert or train it again"
-    card = files.read_json(file, remedy)
-    schema.check(card, _CARD, f"{file}: not a model's", remedy)
-    try:
-        model = dict(card["model"])
-        if model["rope_scaling"] is not None:
-            model["rope_scaling"] = _made(RopeScaling, model["rope_scaling"])
-        names = {field.name for field in dataclasses.fields(Execution)}
-        execution = Execution(**{name: model.pop(name) for name in names & model.keys()})
-        prompts.template_text(card["template"])
-        return Card(_made(LlamaConfig, model), execution, card["template"])
-    except ValueError as error:
-        raise ValueError(f"{file}: not a model's ({error}); {remedy}") from None
-
-
-def _made(kind: type, values: Mapping[str, Any]) -> Any:
-    """The dataclass of a kind from its fields in model.json."""
-    known = {field.name: field.default for field in dataclasses.fields(kind)}
-    if unknown := [name for name in values if name not in known]:
-        raise ValueError(f"{kind.__name__} has no key {unknown[0]!r}")
-    needed = [name for name, default in known.items() if default is dataclasses.MISSING]
-    if missing := [name for name in needed if name not in values]:
-        raise ValueError(f"{kind.__name__} needs the key {missing[0]!r}")
-    return kind(**values)
-
-
-def tokenizer_directory(path) -> epath.Path:
-    """Where a directory that `load_model` takes keeps its tokenizer, if it has one."""
-    path = files.absolute(path)
-    return path if hf_config.is_hf_directory(path) else stage_and_step(path)[0] / "tokenizer"
-
-
-def fingerprint(path) -> str:
-    """16 hexadecimal digits that change with the weights of a directory that `load_model` takes.
-
-    They come from the values in a Hugging Face directory. In a stage's folder they come from
-    stage.json, the settings and sources that determine its weights, and from the step.
-
-    Raises:
-      ValueError: there is no model.
-    """
-    path = files.absolute(path)
-    if hf_config.is_hf_directory(path):
-        return TensorFiles(path).fingerprint()
-    stage_dir, step = stage_and_step(path)
-    if not (stage_dir / "stage.json").exists():
-        raise ValueError(f"{stage_dir}: stage.json is missing, which a run or a conversion writes")
-    digest = hashlib.sha256((stage_dir / "stage.json").read_bytes() + b"%d" % step)
-    return digest.hexdigest()[:16]
-
-
-def hub_remedy(name: str | os.PathLike) -> str:
-    """What to do about a directory that does not exist and may be a model's name on the Hub."""
-    parts = () if files.is_remote(name) else pathlib.Path(os.path.relpath(name or ".")).parts
-    if len(parts) != 2 or ".." in parts or os.path.exists(parts[0]):
-        return ""
-    return (
-        "; a model of the Hugging Face Hub is downloaded first: "
-        f"hf download {'/'.join(parts)} --local-dir DIR"
-    )
-
-
-def stage_and_step(path) -> tuple[epath.Path, int]:
-    """A stage's folder and its newest step, from the folder, its checkpoints/ or one step's folder.
-
-    Raises:
-      ValueError: the path is none of these, or no step is complete.
-    """
-    if path.name == "checkpoints":
-        stage_dir = path.parent
-    elif path.parent.name == "checkpoints" and path.name.isdecimal():
-        stage_dir = path.parent.parent
-    else:
-        stage_dir = path
-    if lora.is_adapter(path):
-        raise ValueError(
-            f"{path} is a LoRA adapter; merge it first: python -m qalign_jax.convert "
-            f"--source=BASE --adapter={path} --target=DIR"
-        )
-    if (stage_dir / UNFINISHED).exists():
-        raise ValueError(f"{stage_dir}: its conversion has not ended; convert it once more")
-    if not (stage_dir / "model.json").exists() or not path.is_dir():
-        raise ValueError(
-            f"{path}: no model here; expected a stage's folder of a run (with model.json and "
-            f"checkpoints/) or a Hugging Face directory (with config.json){hub_remedy(path)}"
-        )
-    named = path.name.isdecimal() and stage_dir != path
-    steps = [path] if named else (stage_dir / "checkpoints").glob("*")
-    complete = [int(step.name) for step in steps if step.name.isdecimal() and _is_complete(step)]
-    if not complete:
-        raise ValueError(f"{stage_dir}: no checkpoint is complete yet; let its training finish")
-    return stage_dir, max(complete)
-
-
-def _is_complete(step: epath.Path) -> bool:
-    """Whether all of a checkpoint is there: Orbax renames it then, or marks it on object stores."""
-    return not files.is_remote(step) or (step / "commit_success.txt").exists()

@@ -222,6 +222,17 @@ def write_files(
     return sum(sizes.values())
 
 
+def write_file(path: epath.Path, tensors: Mapping[str, np.ndarray]) -> int:
+    """Writes f32 tensors to one file; returns their bytes."""
+    shapes = {name: values.shape for name, values in tensors.items()}
+    sizes = {name: values.size * 4 for name, values in tensors.items()}
+    with path.open("wb") as out:
+        out.write(_header(shapes, "F32", sizes))
+        for values in tensors.values():
+            out.write(np.ascontiguousarray(values, np.float32).view(np.uint8).data)
+    return sum(sizes.values())
+
+
 def _header(shapes, kind: str, sizes) -> bytes:
     header: dict[str, dict] = {"__metadata__": {"format": "pt"}}
     start = 0

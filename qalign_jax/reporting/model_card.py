@@ -8,10 +8,12 @@ import jinja2
 from etils import epath
 
 from qalign_jax import files, schema
+from qalign_jax.checkpoints import hf_config
+from qalign_jax.checkpoints.part import split
 from qalign_jax.checkpoints.record import read_record
 from qalign_jax.data import prompts
 from qalign_jax.models.config import LlamaConfig
-from qalign_jax.reporting import provenance, stages, tables
+from qalign_jax.reporting import provenance, stages, tables, trained
 
 _SETTINGS = {"init?": schema.TEXT, "data?": {...: {"name": schema.TEXT}}}
 # What Markdown reads as more than text, inside a line and inside a table.
@@ -19,12 +21,26 @@ _MARKUP = re.compile(r"[\\`*\[\]|~]|(?<!\w)_|_(?!\w)")
 
 
 def text(
-    stage_dir: epath.Path, step: int, config: LlamaConfig, name: str, dtype: str, template: str
+    stage_dir: epath.Path,
+    step: int,
+    config: LlamaConfig,
+    name: str,
+    dtype: str,
+    template: str,
+    *,
+    adapter_of: str = "",
+    merged: str = "",
+    from_int8: bool = False,
 ) -> str:
     """The card, Markdown with the Hub's metadata in front.
 
     Recipe, data and scores come from the stage's run where it is one: the stages that led to it,
     newest last, and the rows of every evaluation of it; a converted model has none of them.
+
+    Args:
+      adapter_of: the base, where the stage's adapter is alone.
+      merged: the directory of an adapter that is merged into the stage's weights.
+      from_int8: whether the weights are int8 ones, dequantised.
     """
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("qalign_jax.reporting", "."),
@@ -37,12 +53,18 @@ def text(
     environment.filters["plain"] = _plain
     prompt = prompts.render(template, "{question}")
     ticks = max(map(len, re.findall("`+", prompt)), default=0)
-    scores = _scores(stage_dir)
+    scores = [] if merged else _scores(stage_dir)
+    own = trained.read(stage_dir)
     return environment.get_template("model_card.md.jinja").render(
         name=name,
         stage=stage_dir.name,
         step=step,
         parameters=f"{config.num_parameters:,}",
+        adapter_parameters=f"{own.parameters:,}" if own else "",
+        adapter_of=adapter_of,
+        is_exported=bool(adapter_of) and hf_config.is_hf_directory(epath.Path(adapter_of)),
+        merged=merged,
+        from_int8=from_int8,
         dtype=dtype,
         prompt=prompt,
         fence="`" * max(3, ticks + 1),
@@ -75,9 +97,10 @@ def _stages(stage_dir: epath.Path) -> list[dict[str, Any]]:
                 "rows": done.get("rows", ""),
                 "length": settings.get("length", ""),
                 "lr": settings.get("lr", ""),
+                "trained": trained.read(stage_dir),
             },
         )
-        stage_dir = stage_dir.parent / settings.get("init", "none")
+        stage_dir = stage_dir.parent / split(settings.get("init", "none"))[0]
     return found
 
 

@@ -22,8 +22,8 @@ _CONSISTENCY = {
 def write(workdir: str | os.PathLike) -> epath.Path:
     """Writes `<workdir>/report.html` from the stages' files and returns its path.
 
-    Reads config.json and, in every stage's folder, results.json, metrics.jsonl, packing.json and
-    done.json; each may be absent, so that an unfinished run has a page too.
+    Reads config.json and, in every stage's folder, results.json, metrics.jsonl, packing.json,
+    model.json and done.json; each may be absent, so that an unfinished run has a page too.
 
     Raises:
       ValueError: there is no such folder, or nothing of a run in it, or a file is damaged.
@@ -55,6 +55,7 @@ def write(workdir: str | os.PathLike) -> epath.Path:
         explorer=explorer.section(workdir, asked),
         curves=[charts.training(s.name, s.metrics) for s in stages if s.metrics],
         trained=[_training(stage) for stage in stages if stage.metrics or stage.packing],
+        parts=_parts(stages),
         represented=[_representations(s, charts) for s in stages if s.representations],
         reasoned=_reasoning(stages, charts),
         scaled=[charts.data_scale(stage.data_scale) for stage in stages if stage.data_scale],
@@ -191,6 +192,12 @@ def _training(stage: Stage) -> dict[str, Any]:
         "efficiency": packing.get("efficiency"),
         "saved": padded / positions if padded and positions else None,
     }
+
+
+def _parts(stages: Iterable[Stage]) -> list[Stage]:
+    """The training stages, in a run where one of them trained a part of its model."""
+    found = [stage for stage in stages if stage.trained and (stage.metrics or stage.packing)]
+    return found if any(stage.trained and stage.trained.base for stage in found) else []
 
 
 def _representations(stage: Stage, charts: Charts) -> dict[str, Any]:

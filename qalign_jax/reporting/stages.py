@@ -9,6 +9,8 @@ from etils import epath
 
 from qalign_jax import files, schema
 from qalign_jax.evaluation.records import check_systems
+from qalign_jax.reporting import trained
+from qalign_jax.reporting.trained import Trained
 
 _REMEDY = "delete it and done.json beside it, and start the same run again"
 _AGREEMENT = schema.Maybe(schema.PERCENT)
@@ -88,6 +90,7 @@ class Stage:
     results: Mapping[str, Any]
     metrics: Sequence[Mapping[str, Any]]  # by step, each once
     packing: Mapping[str, Any] | None
+    trained: Trained | None
     done: Mapping[str, Any] | None
     pictures: Sequence[tuple[str, str]]  # name and base64 text of PNG files
     files: Sequence[str]
@@ -174,6 +177,7 @@ def _stage(folder: epath.Path) -> Stage:
         results=read_results(folder / "results.json"),
         metrics=_metrics(folder / "metrics.jsonl"),
         packing=_json(folder / "packing.json", _PACKING) or None,
+        trained=trained.read(folder),
         done=_json(folder / "done.json", {"seconds?": schema.number(0)}) or None,
         pictures=[
             (path.stem, base64.b64encode(path.read_bytes()).decode())

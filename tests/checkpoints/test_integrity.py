@@ -12,7 +12,8 @@ import pytest
 from orbax.checkpoint import v1 as ocp
 
 from qalign_jax.checkpoints import integrity
-from qalign_jax.checkpoints.model import Card, Model, describe_model, load_model, save_model
+from qalign_jax.checkpoints.card import Card, describe_model
+from qalign_jax.checkpoints.model import Model, load_model, save_model
 from qalign_jax.checkpoints.state import Checkpoints
 from qalign_jax.faults.checksums import Damaged
 from qalign_jax.faults.storage import StorageFailed

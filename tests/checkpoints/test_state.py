@@ -7,7 +7,8 @@ import jax
 import numpy as np
 import pytest
 
-from qalign_jax.checkpoints.model import Card, describe_model, load_model, read_card
+from qalign_jax.checkpoints.card import Card, describe_model, read_card
+from qalign_jax.checkpoints.model import load_model
 from qalign_jax.checkpoints.state import Checkpoints
 from qalign_jax.models.config import Execution, RopeScaling
 from qalign_jax.models.params import random_params
@@ -56,7 +57,7 @@ def test_only_the_newest_checkpoints_stay_and_the_last_holds_weights_alone(
     assert not (tmp_path / "checkpoints" / "3" / "optimizer").exists()
     for path in (tmp_path, tmp_path / "checkpoints", tmp_path / "checkpoints" / "3"):
         model = load_model(path)
-        assert (model.config, model.execution, model.template) == CARD
+        assert (model.config, model.execution, model.template) == CARD[:3]
         assert model.tokenizer.encode("Tom has 3") == tokenizer.encode("Tom has 3")
         jax.tree.map(np.testing.assert_array_equal, model.params, state.params)
 

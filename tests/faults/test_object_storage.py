@@ -17,7 +17,8 @@ from orbax.checkpoint import v1 as ocp
 
 from qalign_jax import files
 from qalign_jax.checkpoints import hf_config
-from qalign_jax.checkpoints.model import UNFINISHED, Model, load_model, save_model, stage_and_step
+from qalign_jax.checkpoints.card import UNFINISHED, stage_and_step
+from qalign_jax.checkpoints.model import Model, load_model, save_model
 from qalign_jax.checkpoints.record import Record, write_record
 from qalign_jax.convert import convert
 from qalign_jax.faults import lock
@@ -253,7 +254,7 @@ def test_half_a_conversion_on_storage_is_no_model_and_is_done_anew(
     assert load_model("gs://bucket/hub").config == load_model(stage).config
 
 
-def test_a_conversion_that_storage_refuses_leaves_nothing(storage, stage, quick, monkeypatch):
+def test_a_conversion_that_storage_refuses_leaves_a_mark_alone(storage, stage, quick, monkeypatch):
     def refuse(name):
         if name.endswith("hub/config.json"):
             raise ConnectionError
@@ -262,7 +263,7 @@ def test_a_conversion_that_storage_refuses_leaves_nothing(storage, stage, quick,
     monkeypatch.setattr(files, "RETRY_S", 0.1)
     with pytest.raises(StorageFailed, match=r"hub/config\.json could not be written: "):
         convert(stage, "gs://bucket/hub")
-    assert storage.files("bucket/hub") == {}
+    assert storage.files("bucket/hub") == {UNFINISHED: b""}
 
 
 @pytest.mark.slow

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from qalign_jax.checkpoints.model import UNFINISHED
+from qalign_jax.checkpoints.card import UNFINISHED
 from qalign_jax.faults import storage
 from tests.faults import small_disk
 from tests.files import write_jsonl
@@ -276,7 +276,7 @@ def test_an_error_is_one_of_storage_by_its_number_or_by_words_of_the_system_behi
 WRITE = """
 import sys
 from qalign_jax import files
-from qalign_jax.checkpoints.model import UNFINISHED
+from qalign_jax.checkpoints.card import UNFINISHED
 from qalign_jax.faults import storage
 if sys.argv[2:]:
     import resource

@@ -14,18 +14,17 @@ import numpy as np
 
 from qalign_jax import files
 from qalign_jax.analysis import data_scale, reasoning
-from qalign_jax.checkpoints import hf_config, hf_weights
-from qalign_jax.checkpoints.lora import MergedTensors
-from qalign_jax.checkpoints.model import (
+from qalign_jax.checkpoints import hf_config, hf_weights, lora
+from qalign_jax.checkpoints.card import (
     Card,
-    Model,
     describe_model,
     fingerprint,
-    load_model,
     read_card,
-    save_model,
     tokenizer_directory,
 )
+from qalign_jax.checkpoints.lora import MergedTensors
+from qalign_jax.checkpoints.model import Model, load_model, save_model
+from qalign_jax.checkpoints.part import Part
 from qalign_jax.checkpoints.record import Record, read_record, write_record
 from qalign_jax.checkpoints.safetensors import TensorFiles, write_files
 from qalign_jax.data.tokenizer import PROBES, load_tokenizer, train_sentencepiece
@@ -34,13 +33,15 @@ from qalign_jax.evaluation import benchmarks, predictions, runner
 from qalign_jax.evaluation.records import AnswerFile, read_results
 from qalign_jax.faults import checksums
 from qalign_jax.generate import read_prompts
+from qalign_jax.models.adapter import Adapter
 from qalign_jax.models.config import Execution, LlamaConfig
 from qalign_jax.models.params import random_params
+from qalign_jax.models.trainable import Trainable, new_adapter
 from qalign_jax.parallel.mesh import make_mesh
 from qalign_jax.recipe import file as recipe_file
 from qalign_jax.recipe.stages.base import read_stages
 from qalign_jax.recipe.workdir import Workdir
-from qalign_jax.reporting import compare, explorer, model_card, page, stages
+from qalign_jax.reporting import compare, explorer, model_card, page, stages, trained
 from qalign_jax.training.metrics import MetricWriter
 from tests.files import QUESTIONS, write_jsonl
 from tests.hostile.data_sets import DATA_SETS
@@ -134,6 +135,18 @@ def read_adapter(folder):
     for name in merged.entries:
         merged.read(name)
     merged.adapter_fingerprint()
+
+
+def make_adapter_alone(folder):
+    adapter = Adapter(2, matrices=("query", "down"))
+    lora.write(folder, adapter, new_adapter(CONFIG, adapter, make_mesh("single"), 0), "base")
+
+
+def read_adapter_alone(folder):
+    """As it is read to stand beside its base."""
+    pairs = lora.read_pairs(folder, CONFIG, lora.read_adapter(folder), make_mesh("single"))
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(pairs))
+    lora.fingerprint(folder)
 
 
 def make_stage(folder):
@@ -439,12 +452,23 @@ def read_overrides(folder):
         raise ValueError(f"overrides.json: {error}") from None
 
 
-def make_described(folder):
-    describe_model(folder, Card(CONFIG, EXECUTION, "short"), make_tokenizer(folder))
+def make_described(folder, part=None):
+    describe_model(folder, Card(CONFIG, EXECUTION, "short", part), make_tokenizer(folder))
     (folder / "checkpoints" / "0").mkdir(parents=True)
     (folder / "checkpoints" / "0" / "params").write_text("")
     write_record(folder, Record({}, {"source": "x"}))
     (folder / "tokenizer.model").unlink()
+
+
+def make_stage_of_adapter(folder):
+    adapter = Adapter(2, dropout=0.1, matrices=("query", "down"))
+    make_described(folder, Part(Trainable(adapter, int8=True), "../base", "0123456789abcdef"))
+
+
+def read_stage_of_adapter(folder):
+    read_stage(folder)
+    found = trained.read(folder)
+    assert found and found.what and 0 < found.parameters and math.isfinite(found.share)
 
 
 READERS = {
@@ -460,7 +484,11 @@ READERS = {
     "lora": Reader(
         make_adapter, read_adapter, 200, ("adapter_config.json", "adapter_model.safetensors")
     ),
+    "lora alone": Reader(make_adapter_alone, read_adapter_alone, 150),
     "stage": Reader(make_described, read_stage, 250, ("model.json", "stage.json")),
+    "stage of an adapter": Reader(
+        make_stage_of_adapter, read_stage_of_adapter, 150, ("model.json",)
+    ),
     "checkpoint": Reader(make_stage, load_stage, 25),
     **{name: Reader(*both, 100) for name, both in DATA_SETS.items()},
     "prompts": Reader(make_prompts, read_prompts_of, 60),

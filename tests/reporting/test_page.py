@@ -4,11 +4,16 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import asdict
 
 import pytest
 
+from qalign_jax.checkpoints.part import Part
+from qalign_jax.models.adapter import Adapter
+from qalign_jax.models.trainable import Trainable
 from qalign_jax.reporting import page, tables
 from tests.files import write_jsonl
+from tests.hostile.readers import CONFIG
 from tests.reporting.parsed import Parsed
 
 SYSTEMS = {
@@ -84,6 +89,35 @@ def test_the_page_shows_results_training_notes_and_config(workdir):
         "response_alignment", "5", "3.000", "0.600", "300", "7,473", "1", "2", "900", "98.4 %",
         "2.5×",
     ]  # fmt: skip
+
+
+def test_the_page_says_what_a_stage_trained(workdir):
+    whole = asdict(CONFIG) | {"dtype": "float32"}
+    adapter = Adapter(rank=2, alpha=4, dropout=0.25, matrices=("query", "up"), scaling="sqrt_rank")
+    parts = {
+        "alone": Part(Trainable(adapter, dtype="bfloat16"), "../response_alignment", "0"),
+        "layers": Part(Trainable.of("layers:1/mlp", int8=True), "/models/a<b>+/other", "0"),
+    }
+    for name in ("response_alignment", *parts):
+        folder = workdir / name
+        folder.mkdir(exist_ok=True)
+        (folder / "packing.json").write_text('{"examples": 1}')
+        own = {"part": parts[name].to_json()} if name in parts else {}
+        (folder / "model.json").write_text(json.dumps({"model": whole, "template": "short"} | own))
+        if name not in parts:  # all stages so far trained all weights
+            assert "What was trained" not in page.write(workdir).read_text()
+    table = Parsed(page.write(workdir).read_text()).table("What was trained")
+    words = "LoRA adapter of rank 2, alpha 4, rank-stabilised, dropout 0.25, on query, up"
+    # two layers of (16 + 2 * 8) * 2 and (16 + 24) * 2; one of 3 * 16 * 24
+    assert table == [
+        ["stage", "trained", "parameters", "of the model's", "frozen", "matrices in"],
+        ["response_alignment", "all weights", "13,840", "100 %", "–", "–"],
+        ["alone", words, "288", "2.08 %", "response_alignment", "bfloat16"],
+        ["layers", "gate, up, down of layer 1", "1,152", "8.32 %", "/models/a<b>+/other", "int8"],
+    ]
+    (workdir / "alone" / "model.json").write_text('{"model": {}}')
+    with pytest.raises(ValueError, match=r"alone/model\.json: not a model's.*train it again"):
+        page.write(workdir)
 
 
 def test_the_page_loads_nothing_and_runs_no_script_but_its_own(workdir):
