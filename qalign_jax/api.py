@@ -152,13 +152,16 @@ def load(
     draft: str | os.PathLike = "",
     draft_tokens: int | str = AUTO,
 ) -> LanguageModel:
-    """Loads a model from a stage's folder or a Hugging Face directory.
+    """Loads a model from a stage's folder or a Hugging Face directory, or one with an adapter.
 
     >>> model = qalign_jax.load("runs/demo/response_alignment")
     >>> model.answer(["Tom has 12 oranges. He buys 5 more. How many are there?"], max_new_tokens=8)
     ['...']
 
     Args:
+      directory: a directory, or BASE+ADAPTER: the base's directory, and the adapter's of PEFT or of
+        a stage. The folder of a stage that trained an adapter finds its base itself, as long as
+        that lies where it lay. Adapters are merged into their base, or stay beside it in int8.
       mesh: such as fsdp:4,tensor:2, to split the weights over devices; one device by default.
       dtype: float32 or bfloat16; the model's own by default.
       weights_dtype, cache_dtype: "int8" keeps the layers' weights, or keys and values, in half the
@@ -168,8 +171,8 @@ def load(
       draft_tokens: drafts a round, "auto" by default; 0 for plain decoding.
 
     Raises:
-      ValueError: there is no model, or a part of it is missing; another dtype than these; a draft
-        whose tokenizer differs.
+      ValueError: there is no model, or a part of it is missing; an adapter of another base;
+        another dtype than these; a draft whose tokenizer differs.
     """
     options = dict(weights_dtype=weights_dtype, cache_dtype=cache_dtype)
     return _load([directory], 1.0, mesh, dtype, **options, draft=draft, draft_tokens=draft_tokens)
@@ -198,8 +201,9 @@ def ProxyTuned(
     ['...']
 
     Args:
-      large, expert, antiexpert: directories as `load` takes; expert is the small model tuned,
-        antiexpert the same untuned.
+      large, expert, antiexpert: as the directory of `load`; expert is the small model tuned,
+        antiexpert the same untuned. Where expert is an adapter of antiexpert ("ANTI+ADAPTER", or
+        the folder of a stage that trained it), the weights of both are in memory once.
       mesh, dtype, weights_dtype, cache_dtype: as in `load`, of all three models.
       draft, draft_tokens: as in `load`; by default the expert drafts.
 

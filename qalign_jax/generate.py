@@ -3,11 +3,12 @@
     python -m qalign_jax.generate --checkpoint=DIR --prompts=prompts.jsonl --output=answers.jsonl
     python -m qalign_jax.generate --checkpoint=LARGE --expert=TUNED --antiexpert=UNTUNED ...
 
-A DIR is a stage's folder of a run or a Hugging Face directory. The prompts are JSON Lines with
-`prompt`, or with `question`, put into the prompt template; the output adds `output` (text) and
-`tokens` (ids, EOS left out) to these lines, in their order. OUTPUT grows as an answer and all
-before it have ended (on gs:// at the end); all that have ended are in OUTPUT.partial, from which
-the same command resumes, and OUTPUT is whole when that is gone.
+A DIR is a stage's folder, a Hugging Face directory, or BASE+ADAPTER, with a LoRA adapter of PEFT's
+or of a stage. The prompts are JSON Lines with `prompt`, or with `question`, put into the prompt
+template; the output adds `output` (text) and `tokens` (ids, EOS left out) to these lines, in their
+order. OUTPUT grows as an answer and all before it have ended (on gs:// at the end); all that have
+ended are in OUTPUT.partial, from which the same command resumes, and OUTPUT is whole when that is
+gone.
 
 Drafts (of the expert, or of --draft) are judged several at once: the same answers, sooner.
 --trace writes a line a prompt, of every token: what the model of --checkpoint alone would have
@@ -26,7 +27,7 @@ from absl import flags
 from etils import epath
 
 from qalign_jax import cli, files, schema
-from qalign_jax.checkpoints.model import fingerprint
+from qalign_jax.checkpoints.card import fingerprint
 from qalign_jax.data.prompts import render, template_text
 from qalign_jax.decoding.combine import combination
 from qalign_jax.decoding.draft_length import AUTO, check_draft_tokens, draft_kind
@@ -283,8 +284,8 @@ def _header(request: Request, ids: list[list[int]], traced: bool) -> dict[str, A
 
 
 def define_flags() -> None:
-    flags.DEFINE_string("checkpoint", None, "The model's directory.", required=True)
-    flags.DEFINE_string("expert", "", "Proxy-tuning: the small model, tuned.")
+    flags.DEFINE_string("checkpoint", None, "The model: a DIR or BASE+ADAPTER.", required=True)
+    flags.DEFINE_string("expert", "", "Proxy-tuning: the small model, tuned; or UNTUNED+ADAPTER.")
     flags.DEFINE_string("antiexpert", "", "Proxy-tuning: the small model, untuned.")
     flags.DEFINE_float("alpha", 1.0, "Proxy-tuning: how far to steer.")
     flags.DEFINE_string("prompts", None, "JSON Lines with prompt or question.", required=True)
@@ -300,7 +301,7 @@ def define_flags() -> None:
     )
     flags.DEFINE_string("cache_dtype", "", "int8: keys and values, likewise.")
     flags.DEFINE_string("draft", "", "What drafts tokens: a DIR or lookup; else the expert.")
-    flags.DEFINE_string("draft_tokens", AUTO, "Drafts a round: auto, or a number, 0 for none.")
+    flags.DEFINE_string("draft_tokens", AUTO, "Drafts a round: auto, or a number, 0: none.")
     flags.DEFINE_integer("slots", 64, "Prompts decoded at once; 0: by memory.")
     flags.DEFINE_string(
         "template",

@@ -12,16 +12,20 @@ import jax
 import pytest
 
 import qalign_jax
-from qalign_jax.checkpoints.model import Model, save_model
+from qalign_jax.checkpoints.model import Model, load_model, save_model
+from qalign_jax.checkpoints.part import join
 from qalign_jax.checkpoints.record import Record, write_record
 from qalign_jax.configs import demo
 from qalign_jax.data.prompts import render
 from qalign_jax.decoding.combine import ProxyTuning
 from qalign_jax.decoding.engine import Engine
+from qalign_jax.models.adapter import Adapter
 from qalign_jax.models.params import init_params
 from qalign_jax.models.presets import preset
+from qalign_jax.models.trainable import Trainable
 from qalign_jax.recipe import file
 from qalign_jax.reporting.notebook import ShownTrace, fits_html, run_html
+from tests import stages
 from tests.files import write_jsonl
 
 QUESTIONS = ["How many apples?", "Wie viele?"]
@@ -98,6 +102,57 @@ def test_an_expert_steers(directories, tokenizer):
     assert steered.generate(QUESTIONS, 8) == expected(
         tokenizer, range(3), QUESTIONS, combine=combine
     )
+
+
+@pytest.fixture(scope="module")
+def adapters(tmp_path_factory, tokenizer):
+    """A large model, a small one, and what stages leave that trained adapters of that."""
+    root = tmp_path_factory.mktemp("adapters")
+    for seed, name in enumerate(("large", "small")):
+        stages.write_whole(root / name, tokenizer, seed)
+    for name, int8 in (("tuned", False), ("tuned_int8", True)):
+        part = Trainable(Adapter(rank=4, alpha=8), int8=int8)
+        stages.write_part(root / name, root / "small", part, tokenizer)
+    return root
+
+
+def bytes_held(load):
+    """What `load` returns, and the bytes of the arrays that it keeps."""
+    before = sum(array.nbytes for array in jax.live_arrays())
+    loaded = load()
+    return loaded, sum(array.nbytes for array in jax.live_arrays()) - before
+
+
+@pytest.mark.slow
+def test_an_adapter_in_int8_stays_beside_its_base_and_answers_as_merged(adapters):
+    merged, wide = bytes_held(lambda: qalign_jax.load(adapters / "tuned_int8"))
+    name = join(adapters / "small", adapters / "tuned_int8")
+    beside, narrow = bytes_held(lambda: qalign_jax.load(name, weights_dtype="int8"))
+    answers = merged.answer(QUESTIONS, 8)
+    assert beside.answer(QUESTIONS, 8) == answers and narrow < 0.6 * wide
+    assert qalign_jax.load(adapters / "small").answer(QUESTIONS, 8) != answers
+
+
+@pytest.mark.slow
+def test_an_expert_that_is_an_adapter_of_the_antiexpert_takes_no_second_copy(adapters, tokenizer):
+    roles = [adapters / name for name in ("large", "tuned", "small")]
+    steered, held = bytes_held(lambda: qalign_jax.ProxyTuned(*roles))
+    models = [load_model(path, weights_dtype="") for path in roles]
+    wide = [sum(leaf.nbytes for leaf in jax.tree.leaves(each.params)) for each in models]
+    assert wide[1] == wide[2] and wide[0] + wide[2] < held < wide[0] + 1.3 * wide[2]
+    engine = Engine(
+        [(each.module, each.params) for each in models], ProxyTuning(1.0), eos_ids=(2,), slots=64
+    )
+    found = sorted(engine.generate(tokenizer.encode_prompts(QUESTIONS), 8))
+    assert steered.generate(QUESTIONS, 8) == [tokenizer.decode(each.tokens) for each in found]
+
+
+def test_an_adapter_of_another_base_is_refused(adapters):
+    with pytest.raises(ValueError, match=f"{adapters}/large has .*, and is another model"):
+        qalign_jax.load(join(adapters / "large", adapters / "tuned"))
+    with pytest.raises(ValueError, match="large: no adapter here; expected one of PEFT's or"):
+        small, both = adapters / "small", join(adapters / "small", adapters / "large")
+        qalign_jax.ProxyTuned(adapters / "large", both, small)
 
 
 def test_a_trace_tells_what_the_large_model_alone_would_have_said(directories):

@@ -9,17 +9,22 @@ import time
 import jax
 import pytest
 
-from qalign_jax.checkpoints.model import Card, Model, describe_model, save_model
+from qalign_jax.checkpoints.card import Card, describe_model
+from qalign_jax.checkpoints.model import Model, load_model, save_model
 from qalign_jax.checkpoints.record import Record, write_record
+from qalign_jax.convert import convert
 from qalign_jax.data.prompts import render
 from qalign_jax.data.tokenizer import load_tokenizer, train_sentencepiece
 from qalign_jax.decoding.combine import ProxyTuning
 from qalign_jax.decoding.engine import Engine
 from qalign_jax.decoding.sampling import Sampling
 from qalign_jax.generate import Request, generate, read_prompts
+from qalign_jax.models.adapter import Adapter
 from qalign_jax.models.config import Execution, LlamaConfig
 from qalign_jax.models.llama import Llama
 from qalign_jax.models.params import init_params
+from qalign_jax.models.trainable import Trainable
+from tests import stages as folders
 from tests.reference import to_transformers
 
 CONFIG = LlamaConfig(
@@ -144,6 +149,74 @@ def test_the_expert_steers(stages, tokenizer, prompts, tmp_path):
     request = Request(*stages, alpha=0.7, max_new_tokens=NEW)
     generate(request, prompts, output)
     assert read(output) == expected(tokenizer, (0, 1, 2), combine=ProxyTuning(0.7))
+
+
+@pytest.fixture(scope="module")
+def adapters(tmp_path_factory, model_file):
+    """A large model, and a small one with an adapter: a stage's, as PEFT has it, and merged."""
+    root, tokenizer = tmp_path_factory.mktemp("adapters"), load_tokenizer(model_file)
+    for seed, name in enumerate(("large", "small", "other")):
+        folders.write_whole(root / name, tokenizer, seed)
+    folders.write_part(root / "tuned", root / "small", Trainable(Adapter(4, alpha=8)), tokenizer)
+    convert(root / "tuned", root / "peft", peft=True, mesh="single")
+    save_model(root / "merged", load_model(root / "tuned"))
+    write_record(root / "merged", Record({}, {"data": "none"}))
+    wider = dataclasses.replace(folders.CONFIG, d_ff=256)
+    model = Model(wider, F32, init_params(wider, jax.random.key(0)), tokenizer, "short")
+    save_model(root / "wider", model)
+    write_record(root / "wider", Record({}, {"data": "none"}))
+    return root
+
+
+def answers(root, prompts, *names):
+    """The output for these names of models, in which {} is the folder that they lie in."""
+    request = Request(*(name.format(root) for name in names), max_new_tokens=NEW)
+    generate(request, prompts, root / "answers.jsonl")
+    return read(root / "answers.jsonl")
+
+
+@pytest.mark.slow
+def test_an_adapter_of_the_antiexpert_steers_as_the_merged_expert_does(adapters, prompts):
+    roles = "{0}/large", "{0}/merged", "{0}/small"
+    expected = answers(adapters, prompts, *roles)
+    assert expected != answers(adapters, prompts, "{0}/large")
+    for expert in ("{0}/tuned", "{0}/small+{0}/peft"):
+        assert answers(adapters, prompts, roles[0], expert, roles[2]) == expected
+
+
+def test_a_base_with_an_adapter_answers_as_the_merged_model(adapters, prompts):
+    expected = answers(adapters, prompts, "{0}/merged")
+    assert answers(adapters, prompts, "{0}/small+{0}/peft") == expected
+    assert answers(adapters, prompts, "{0}/small") != expected
+
+
+ONE = "expected one of PEFT's or a stage's"
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["{0}/peft"], r"peft is a LoRA adapter; name it behind its base, as BASE\+{0}/peft"),
+        (["{0}/small+{0}/absent"], f"{{0}}/absent: no adapter here; {ONE}"),
+        (["{0}/small+{0}/other"], f"{{0}}/other: no adapter here; {ONE}"),
+        (["{0}/absent+{0}/peft"], "{0}/absent: no model here"),
+        (["{0}/small+{0}/tuned+{0}/peft"], r"names two adapters; expected BASE\+ADAPTER. Merge"),
+        (["{0}/other+{0}/tuned"], "{0}/other has .*, and is another model. Name the base that"),
+        (["{0}/wider+{0}/tuned"], "{0}/tuned is an adapter of a model of another shape"),
+        (["{0}/wider+{0}/peft"], r"down_proj.lora_A.weight has the shape \(4, 160\); the base"),
+        (
+            ["{0}/large", "{0}/other+{0}/tuned", "{0}/small"],
+            "{0}/other has .*, and is another model. Name the base that",
+        ),
+        (["{0}/large", "{0}/wider+{0}/peft", "{0}/wider"], "Is it the adapter's base"),
+    ],
+)
+def test_an_adapter_without_its_base_is_refused_before_weights_are_read(
+    names, message, adapters, prompts, monkeypatch
+):
+    monkeypatch.setattr("qalign_jax.decoding.system.load_model", None)
+    with pytest.raises(ValueError, match=message.format(adapters)):
+        answers(adapters, prompts, *names)
 
 
 @pytest.mark.slow

@@ -151,25 +151,30 @@ def passes_of(plan: Plan, drafts: int) -> list[tuple[int, int]]:
 
 def round_seconds(plan: Plan, drafts: int, read: int) -> float:
     """Modelled seconds of a round, of rows with `read` tokens."""
-    passes = zip(plan.models, passes_of(plan, drafts), strict=True)
-    return sum(
-        times * _pass_seconds(plan, model, tokens, read) for model, (times, tokens) in passes
-    )
+    passes, seconds = passes_of(plan, drafts), 0.0
+    for (model, count), first, held in zip(plan.groups, plan.firsts, plan.held, strict=True):
+        times, tokens = passes[first]
+        seconds += times * _pass_seconds(plan, model, count, held or 1, tokens, read)
+    return seconds
 
 
-def _pass_seconds(plan: Plan, model: Llama, tokens: int, read: int) -> float:
-    """Modelled seconds of one pass over so many tokens a row, on the devices of the plan."""
+def _pass_seconds(plan: Plan, model: Llama, count: int, held: int, tokens: int, read: int) -> float:
+    """Modelled seconds of one pass over so many tokens a row, on the devices of the plan.
+
+    Args:
+      count: models of the group; held: how many of them have weights of their own.
+    """
     config, mesh = model.config, plan.mesh
     device = mesh.devices.flat[0] if mesh else jax.devices()[0]
     on_cpu = device.platform == "cpu"
     tflops, gb_s = _CPU if on_cpu else peaks(device.device_kind) or _UNKNOWN
     tensor = mesh.shape["tensor"] if mesh else 1
-    rows = plan.slots / (batch_shards(mesh) if mesh else 1)
+    rows = count * plan.slots / (batch_shards(mesh) if mesh else 1)
     width = jnp.dtype(model.execution.dtype).itemsize
     matrices = config.num_parameters - (0 if config.tied else config.vocab_size * config.d_model)
     heads = config.n_kv_heads * config.head_size
     cached = 2 * config.n_layers * heads * read * rows
-    moved = matrices * (1 if plan.weights_dtype == INT8 else width)
+    moved = held * matrices * (1 if plan.weights_dtype == INT8 else width)
     moved += cached * (1 if plan.cache_dtype == INT8 else width)
     flops = 2 * rows * tokens * matrices
     flops += 4 * rows * tokens * config.n_layers * config.n_heads * config.head_size * read

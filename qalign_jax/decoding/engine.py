@@ -25,7 +25,14 @@ from qalign_jax.decoding.draft_length import (
 )
 from qalign_jax.decoding.likelihood import Continuation, log_likelihoods
 from qalign_jax.decoding.memory import free_bytes, with_slots
-from qalign_jax.decoding.plan import MODEL, Plan, hold_params, make_plan, with_room
+from qalign_jax.decoding.plan import (
+    MODEL,
+    Plan,
+    hold_params,
+    make_plan,
+    shares_weights,
+    with_room,
+)
 from qalign_jax.decoding.requests import Generated, Request, Rows, Streamed, common_prefix
 from qalign_jax.decoding.sampling import Sampling
 from qalign_jax.decoding.slots import advance, empty_slots, fill, share_prefix
@@ -68,7 +75,9 @@ class Engine:
         """Takes models as (module, params) pairs.
 
         Matrices are kept in the compute dtype or in int8: a decode step reads every one of them, so
-        f32 weights under bf16 products would double its time.
+        f32 weights under bf16 products would double its time. Where the expert is the anti-expert
+        with an adapter, on the same arrays (`attach` of models/adapter.py), they are kept once, and
+        read once for both unless the expert drafts.
 
         Args:
           combine: FirstModel(), or ProxyTuning(alpha) for (large, expert, anti-expert).
@@ -103,10 +112,11 @@ class Engine:
         if kind == MODEL and isinstance(draft, tuple):
             models.append(draft)
         modules = tuple(module for module, _ in models)
+        shared = shares_weights(models[: combine.models])
         self._plan = make_plan(
             modules, sampling, mesh, slots,
             weights_dtype=weights_dtype, cache_dtype=cache_dtype, apart=apart, trace=trace,
-            draft=kind,
+            draft=kind, shared=shared,
         )  # fmt: skip
         self.max_length = min(module.config.max_length for module in self._plan.targets)
         self._params = hold_params(self._plan, [params for _, params in models])
@@ -188,6 +198,7 @@ class Engine:
         other._plan = make_plan(
             plan.models, sampling, plan.mesh, slots, weights_dtype=plan.weights_dtype,
             cache_dtype=plan.cache_dtype, apart=plan.apart, trace=trace, draft=plan.draft,
+            shared=plan.shared,
         )  # fmt: skip
         other._seed = sampling.seed
         return other

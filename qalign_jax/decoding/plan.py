@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import itertools
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
@@ -11,10 +10,10 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from qalign_jax.decoding.sampling import Sampling
+from qalign_jax.models.adapter import detach, is_adapted
 from qalign_jax.models.cache import empty_cache, is_by_row, whole_axes
 from qalign_jax.models.llama import Llama
-from qalign_jax.models.params import abstract_params as shapes_of
-from qalign_jax.models.params import held_axes, hold, is_axes
+from qalign_jax.models.params import abstract_held, held_axes, hold, is_axes
 from qalign_jax.models.quantization import INT8, check_dtypes
 from qalign_jax.parallel.mesh import abstract_on, batch_shards, sharding_of
 
@@ -51,6 +50,8 @@ class Plan:
     length: int = 0  # S, of every cache, and the room for outputs
     trace: bool = False
     draft: str = ""  # EXPERT, MODEL or LOOKUP; "" decodes a token at a time
+    # the expert is the anti-expert with an adapter, and their weights are held once
+    shared: bool = False
 
     @property
     def targets(self) -> tuple[Llama, ...]:
@@ -69,17 +70,41 @@ class Plan:
 
     @property
     def groups(self) -> list[tuple[Llama, int]]:
-        """Each model that is decoded, and how many are decoded as one; what drafts is alone."""
+        """Each model that is decoded, and how many are decoded as one; what drafts is alone.
+
+        So are an expert and an anti-expert that share their weights, which are then read once, as
+        the expert. Where the expert drafts, it is a group of its own.
+        """
         groups: list[tuple[Llama, int]] = []
         alone: set[int | None] = set()
         if self.drafting is not None:  # it joins no group, and the next does not join its own
             alone = {self.drafting, self.drafting + 1}
         for place, model in enumerate(self.models):
-            if groups and groups[-1][0] == model and not self.apart and place not in alone:
-                groups[-1] = model, groups[-1][1] + 1
+            if self.shared and place in (1, 2):
+                joins = place == 2 and self.draft != EXPERT
+            else:
+                joins = groups and groups[-1][0] == model and not self.apart and place not in alone
+            if joins:
+                groups[-1] = groups[-1][0], groups[-1][1] + 1
             else:
                 groups.append((model, 1))
         return groups
+
+    @property
+    def firsts(self) -> list[int]:
+        """The place among `models` of the first of each group."""
+        counts = [count for _, count in self.groups]
+        return [sum(counts[:place]) for place in range(len(counts))]
+
+    @property
+    def held(self) -> list[int]:
+        """How many models' parameters each group has: those of a shared pair are the expert's."""
+        counts = [count for _, count in self.groups]
+        if self.shared and self.draft == EXPERT:
+            counts[2] = 0
+        elif self.shared:
+            counts[1] = 1
+        return counts
 
     @property
     def target_groups(self) -> list[int]:
@@ -91,8 +116,7 @@ class Plan:
         """The place among `groups` of the model that drafts."""
         if self.drafting is None:
             return None
-        sizes = itertools.accumulate(count for _, count in self.groups)
-        return next(place for place, end in enumerate(sizes) if end > self.drafting)
+        return self.firsts.index(self.drafting)
 
     def place(self, array: jax.Array, axes: tuple[str | None, ...]) -> jax.Array:
         """The array, constrained to the sharding of these logical axes."""
@@ -112,6 +136,7 @@ def make_plan(
     apart: bool | None = None,
     trace: bool = False,
     draft: str = "",
+    shared: bool = False,
 ) -> Plan:
     """What an `Engine` of these models compiles, for caches of no length yet (`with_room`).
 
@@ -133,8 +158,25 @@ def make_plan(
         models, dataclasses.replace(sampling, seed=0), mesh,
         round_up(slots, batch_shards(mesh) if mesh else 1),
         platform == "cpu" if apart is None else apart, weights_dtype, cache_dtype,
-        trace=trace, draft=draft,
+        trace=trace, draft=draft, shared=shared,
     )  # fmt: skip
+
+
+def shares_weights(models: Sequence[tuple[Llama, Any]]) -> bool:
+    """Whether an expert is its anti-expert with an adapter, on the same arrays.
+
+    Args:
+      models: (module, params) pairs of large model, expert and anti-expert, or of one model.
+    """
+    if len(models) != 3:
+        return False
+    (expert, adapted), (antiexpert, base) = models[1:]
+    if not expert.adapter or antiexpert != Llama(expert.config, expert.execution, expert.parallel):
+        return False
+    own = detach(adapted)
+    return jax.tree.structure(own) == jax.tree.structure(base) and all(
+        one is other for one, other in zip(jax.tree.leaves(own), jax.tree.leaves(base), strict=True)
+    )
 
 
 def with_room(plan: Plan, longest: int) -> Plan:
@@ -171,16 +213,20 @@ def _bucket(length: int) -> int:
 def hold_params(plan: Plan, params: Sequence[Any]) -> tuple[Any, ...]:
     """The parameters of the plan's models, a tree a group, on their devices.
 
+    An anti-expert that shares its weights and is a group of its own has () in place of them.
+
     Args:
       params: a tree a model, as `init` makes them or as `hold` leaves them; what is as it must be
         is not copied.
     """
-    held, rest = [], list(params)
-    for group, axes in zip(plan.groups, _params_axes(plan), strict=True):
-        model, count = group
-        shardings = None if plan.mesh is None else _shardings(plan.mesh, axes)
-        held.append(_hold(plan, model, tuple(rest[:count]), shardings))
-        del rest[:count]
+    held: list[Any] = []
+    groups = zip(plan.groups, plan.firsts, plan.held, _params_axes(plan), strict=True)
+    for (model, _), first, count, axes in groups:
+        if count:
+            shardings = None if plan.mesh is None else _shardings(plan.mesh, axes)
+            held.append(_hold(plan, model, tuple(params[first : first + count]), shardings))
+        else:
+            held.append(())
     return tuple(held)
 
 
@@ -231,8 +277,13 @@ def _group_axis(params) -> dict[str, int]:
 def _params_axes(plan: Plan) -> list[Any]:
     """The logical axes of what `hold_params` returns, a tuple in place of each array."""
     found = []
-    for model, count in plan.groups:
-        axes = held_axes(model.config, apart=plan.apart, int8=plan.weights_dtype == INT8)
+    for (model, _), count in zip(plan.groups, plan.held, strict=True):
+        axes: Any = ()
+        if count:
+            axes = held_axes(
+                model.config, apart=plan.apart, int8=plan.weights_dtype == INT8,
+                adapter=model.adapter,
+            )  # fmt: skip
         if count > 1:
             axes = {
                 name: jax.tree.map(
@@ -294,11 +345,23 @@ def abstract_params(plan: Plan) -> tuple[Any, ...]:
     """What `hold_params` returns as ShapeDtypeStructs with shardings: for compiling ahead."""
     assert plan.mesh, "programs are compiled ahead of time for a mesh"
     found = []
-    for (model, count), axes in zip(plan.groups, _params_axes(plan), strict=True):
-        wide = (shapes_of(model.config)[0],) * count
-        shapes = jax.eval_shape(functools.partial(_held_group, plan, model), wide)
+    for (model, _), count, axes in zip(plan.groups, plan.held, _params_axes(plan), strict=True):
+        shapes: Any = ()
+        if count:
+            dtype, int8 = model.execution.dtype, plan.weights_dtype == INT8
+            stacked = abstract_held(model.config, dtype, int8=int8, adapter=model.adapter)
+            shapes = jax.eval_shape(functools.partial(_held_group, plan, model), (stacked,) * count)
         found.append(abstract_on(plan.mesh, shapes, axes))
     return tuple(found)
+
+
+def weights_of(plan: Plan, params, place: int):
+    """The parameters that a group reads; an anti-expert without its own reads the expert's.
+
+    Args:
+      params: as `hold_params` or `abstract_params` returns them; place: the group's.
+    """
+    return params[place] if plan.held[place] else detach(params[place - 1])
 
 
 def abstract_caches(plan: Plan) -> tuple[Any, ...]:
@@ -327,15 +390,33 @@ def each_model(
     """
     logits, new = [], []
     for place, (model, count) in enumerate(plan.groups):
-        weights, cache = params[place], caches and caches[place]
+        weights, cache = weights_of(plan, params, place), caches and caches[place]
         if groups is not None and place not in groups:
             pass
         elif count == 1:
             one, cache = function(model, weights, cache)
             logits.append(one)
+        elif plan.held[place] == 1:
+            together, cache = _each_of_pair(functools.partial(function, model), weights, cache)
+            logits.extend(together)
         else:
             over = _group_axis(weights), 0
             together, cache = jax.vmap(functools.partial(function, model), over)(weights, cache)
             logits.extend(together)
         new.append(cache)
     return logits, tuple(new)
+
+
+def _each_of_pair(function: Callable, weights, cache):
+    """Calls a function for an expert and for its anti-expert, which has no adapter.
+
+    What reads a weight reads it once, for the rows of both.
+    """
+
+    def one(share, cache):
+        def scaled(node):
+            return node.replace(scale=node.scale * share) if is_adapted(node) else node
+
+        return function(jax.tree.map(scaled, weights, is_leaf=is_adapted), cache)
+
+    return jax.vmap(one)(jnp.array([1.0, 0.0]), cache)

@@ -9,7 +9,14 @@ from typing import Literal, NamedTuple
 
 from jax.sharding import Mesh
 
-from qalign_jax.checkpoints.model import Model, load_model, tokenizer_directory
+from qalign_jax.checkpoints.card import (
+    base_of,
+    check_model,
+    is_same_folder,
+    read_card,
+    tokenizer_directory,
+)
+from qalign_jax.checkpoints.model import Model, load_model
 from qalign_jax.data.text_stream import TextStream
 from qalign_jax.data.tokenizer import Tokenizer, difference, load_tokenizer
 from qalign_jax.decoding.combine import Combine, ProxyTuning, combination
@@ -84,14 +91,16 @@ class System:
     ) -> "System":
         """Loads a system from directories; arguments as of `load_model` and `of`.
 
-        Weights are kept as decoding holds them, and in no other form.
+        Weights are kept as decoding holds them, and in no other form. Those of an expert that is an
+        adapter of the anti-expert are loaded once.
 
         Args:
           draft: the directory of a model that drafts, or "lookup"; "" as None of `Engine`. With
             0 `draft_tokens` no model is loaded to draft.
 
         Raises:
-          ValueError: as both; tokenizers that differ before any weight is read.
+          ValueError: as both; tokenizers that differ, or an adapter of another base, before any
+            weight is read.
         """
         check_dtypes(weights_dtype, cache_dtype)
         combination(len(directories), alpha)  # raises before any weight is read
@@ -102,14 +111,22 @@ class System:
         kind = draft_kind(given, len(directories), check_draft_tokens(draft_tokens))
         names = [os.fspath(path) for path in directories]
         names += [os.fspath(draft)] if kind == MODEL else []
+        for name in names:
+            check_model(name)
         tokenizers = [load_tokenizer(tokenizer_directory(name)) for name in names]
         check_tokenizers(names, tokenizers)
-        models = [
-            load_model(
-                name, mesh=mesh, dtype=dtype, tokenizer=tokenizer, weights_dtype=weights_dtype
-            )
-            for name, tokenizer in zip(names, tokenizers, strict=True)
-        ]
+        shared = len(directories) == 3 and _shares_base(names[1], names[2], weights_dtype)
+        models: list[Model] = []
+        for place, (name, tokenizer) in enumerate(zip(names, tokenizers, strict=True)):
+            if shared and place == 2:
+                models.append(models[1].base)
+                continue
+            models.append(
+                load_model(
+                    name, mesh=mesh, dtype=dtype, tokenizer=tokenizer, weights_dtype=weights_dtype,
+                    adapted=True if shared and place == 1 else None,
+                )
+            )  # fmt: skip
         drafting = models.pop() if kind == MODEL else LOOKUP if given == LOOKUP else None
         return cls.of(
             models, names, alpha, weights_dtype=weights_dtype, cache_dtype=cache_dtype,
@@ -289,6 +306,14 @@ class TextGenerator:
 
     def _encode(self, texts: Sequence[str]) -> list[list[int]]:
         return _encode(self._names, self._tokenizers, texts)
+
+
+def _shares_base(expert: str, antiexpert: str, weights_dtype: str) -> bool:
+    """Whether the expert is an adapter that was trained beside the anti-expert's weights."""
+    own = read_card(expert).part
+    if own is None or not own.trainable.fits_beside(weights_dtype):
+        return False
+    return is_same_folder(base_of(expert), antiexpert)
 
 
 def check_tokenizers(names: Sequence[str], tokenizers: Sequence[Tokenizer]) -> None:
