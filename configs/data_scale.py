@@ -35,8 +35,11 @@ def get_config(arg: str = "llama2_7b") -> ConfigDict:
     for share in SHARES:
         pairs = parts.source("question_pairs", path("question_pairs"), slice=f"[:{share}%]")
         aligned = f"question_alignment_{share}"
-        two_stages.add(config, aligned, parts.training(base, {"pairs": pairs}, preset=model))
-        tuned, system = parts.training(aligned, responses), f"qalign_{share}"
+        two_stages.add(
+            config, aligned, two_stages.train(config, base, {"pairs": pairs}, preset=model)
+        )
+        tuned = two_stages.train(config, aligned, responses)
+        system = f"qalign_{share}"
         two_stages.add(config, f"response_alignment_{share}", tuned, system)
         seen[system] = aligned
     config.data_scale = parts.data_scale("evaluation", seen)

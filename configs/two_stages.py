@@ -1,6 +1,9 @@
 """The paper's two stages and its baseline, which the scenarios share."""
 
+import functools
+
 from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
 
 from qalign_jax.configs import slices
 from qalign_jax.recipe import parts
@@ -31,8 +34,18 @@ def recipe(
         "representations",
     )  # fmt: skip
     config = parts.recipe(f"{name}_{model}", stages)
+    config.adapter = ConfigDict({"rank": placeholder(int), "alpha": 16.0, "dropout": 0.0})
+    config.weights_dtype = ""  # of what adapters leave frozen, and of decoding
+    config.micro_batches = 1
+    config.lr, decoding, adapted = 2e-5, "", None  # the rate is the paper's (section 4.1)
     if where:
-        config.mesh, decoding = slices.mesh_for(slices.MESHES, model, where)
+        found = slices.mesh_for(slices.MESHES | slices.ADAPTED, model, where)
+        config.mesh, decoding, *_ = found
+        adapted = found if isinstance(found, slices.Adapted) else None
+    if adapted:
+        config.adapter.rank, config.lr = slices.RANK, slices.LEARNING_RATE
+        config.weights_dtype = adapted.weights_dtype
+        config.micro_batches = adapted.micro_batches
     config.base = "random"  # a Hugging Face or Orbax directory of the untuned model
     names = ("question_pairs", "responses", *benchmarks)
     config.paths = ConfigDict(dict.fromkeys(names, ""))
@@ -43,15 +56,18 @@ def recipe(
     for benchmark, options in benchmarks.items():
         options.path = path(benchmark)
 
-    config.question_alignment = parts.training(base, {"question_pairs": pairs}, preset=model)
-    config.response_alignment = parts.training("question_alignment", {"responses": responses})
-    config.response_alignment_only = parts.training(base, {"responses": responses}, preset=model)
+    training = functools.partial(train, config)
+    config.question_alignment = training(base, {"question_pairs": pairs}, preset=model)
+    config.response_alignment = training("question_alignment", {"responses": responses})
+    config.response_alignment_only = training(base, {"responses": responses}, preset=model)
     systems = {
         "base": parts.system(base, preset=model),
         "ralign": parts.system("response_alignment_only"),
         "qalign": parts.system("response_alignment"),
     }
-    config.evaluation = parts.evaluation(systems, benchmarks, baseline="ralign")
+    config.evaluation = parts.evaluation(
+        systems, benchmarks, baseline="ralign", weights_dtype=config.get_oneway_ref("weights_dtype")
+    )
     first = next(iter(benchmarks))
     models = {name: system.model for name, system in systems.items()}
     models |= {"base": base, "aligned": "question_alignment"}
@@ -60,7 +76,21 @@ def recipe(
     )
     if where:
         config.evaluation.mesh = config.representations.mesh = decoding
+    if adapted:
+        config.evaluation.slots = adapted.slots
+        config.evaluation.cache_dtype = adapted.weights_dtype
     return config, words
+
+
+def train(config: ConfigDict, init, data: dict[str, ConfigDict], **changes) -> ConfigDict:
+    """A training stage with what all of a recipe share: adapters, learning rate, micro-batches.
+
+    `--config.adapter.rank=64 --config.lr=2e-4` trains adapters in every stage, beside weights that
+    `--config.weights_dtype=int8` makes narrow.
+    """
+    shared = {key: config.get_oneway_ref(key) for key in ("lr", "micro_batches", "weights_dtype")}
+    adapter = {key: config.adapter.get_oneway_ref(key) for key in config.adapter}
+    return parts.training(init, data, adapter=adapter, **(shared | changes))
 
 
 def add(config: ConfigDict, name: str, training: ConfigDict, system: str = "") -> None:

@@ -167,14 +167,20 @@ def table(result: dict) -> str:
             )
         if not found:
             lines.append(f"{name}: nothing that was tried fits; take a larger slice")
+        if "remat" in result["stages"][name] and "trains" not in result["stages"][name]:
+            lines.append(
+                f"{name}: an adapter needs less: --config.{name}.adapter.rank=64 "
+                f"--config.{name}.lr=2e-4, and --config.{name}.weights_dtype=int8"
+            )
     return "\n".join([*lines, "Steps and MFU are modelled, from all overlapped to nothing."])
 
 
 def _held(stage: dict) -> str:
-    """Which parts of decoding are int8, as the end of a name."""
+    """What is trained, where that is not all, and what is int8, as the end of a name."""
     parts = (("weights_dtype", "weights"), ("cache_dtype", "cache"))
     held = [part for key, part in parts if stage.get(key)]
-    return f", int8 {' and '.join(held)}" if held else ""
+    trains = f", {stage['trains']}" if "trains" in stage else ""
+    return trains + (f", int8 {' and '.join(held)}" if held else "")
 
 
 def _range(low: float | None, high: float | None, unit: str = "") -> str:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import itertools
 import pathlib
 import re
 import tempfile
@@ -18,10 +17,11 @@ from qalign_jax.ahead.roofline import link_seconds, model_time
 from qalign_jax.decoding.combine import combination
 from qalign_jax.decoding.draft_length import expected_tokens, passes_of
 from qalign_jax.decoding.engine import STEPS_PER_CALL
-from qalign_jax.decoding.plan import Plan, abstract_params, prefill_shape
+from qalign_jax.decoding.plan import Plan, abstract_params, prefill_shape, weights_of
 from qalign_jax.decoding.slots import abstract_slots, advance, fill
 from qalign_jax.models.flops import flops_per_token, recomputed_flops_per_token
 from qalign_jax.models.llama import Llama
+from qalign_jax.models.trainable import WHOLE, Trainable
 from qalign_jax.parallel.chips import CHIPS, GIB, Slice
 from qalign_jax.parallel.mesh import local_bytes, make_mesh
 from qalign_jax.training.optimizer import OptimizerConfig
@@ -92,7 +92,7 @@ class Compiled:
 
 def compile_training(
     model: Llama, where: Slice, mesh: str, rows: int, length: int, micro_batches: int = 1,
-    optimizer: OptimizerConfig = OptimizerConfig(),
+    optimizer: OptimizerConfig = OptimizerConfig(), trainable: Trainable = WHOLE,
 ) -> Compiled:  # fmt: skip
     """Compiles one training step of `rows` rows as the training stage would.
 
@@ -106,13 +106,14 @@ def compile_training(
             f"{rows} rows are no multiple of {multiple}, the parts that mesh {mesh!r} and "
             f"{micro_batches} micro-batches split them in"
         )
-    state = abstract_state(model.config, optimizer, on_slice)
-    step = make_train_step(model, optimizer, on_slice, micro_batches)
+    state = abstract_state(model.config, optimizer, on_slice, trainable)
+    step = make_train_step(model, optimizer, on_slice, micro_batches, trainable=trainable)
     rate = jax.ShapeDtypeStruct((), jnp.float32)
     lower = functools.partial(step.lower, state, abstract_batch(on_slice, rows, length), rate)
     tokens = rows * length / on_slice.size
-    useful = tokens * flops_per_token(model.config, length)
-    again = tokens * recomputed_flops_per_token(model.config, model.execution.remat, length)
+    remat = model.execution.remat
+    useful = tokens * flops_per_token(model.config, length, trainable=trainable)
+    again = tokens * recomputed_flops_per_token(model.config, remat, length, trainable)
     return _compile(lower, state, where, on_slice, useful, useful + again)
 
 
@@ -137,12 +138,11 @@ def compile_round(
     number = jax.ShapeDtypeStruct((), jnp.int32)
     passes = passes_of(plan, drafts)
     counts = [plan.slots * times * tokens for times, tokens in passes]
-    sizes = itertools.accumulate([count for _, count in plan.groups], initial=0)
-    times_of_groups = [passes[first][0] for first in list(sizes)[:-1]]
-    floor = 0
-    for times, weights, cache in zip(
-        times_of_groups, abstract_params(plan), abstract_slots(plan).caches, strict=True
+    params, floor = abstract_params(plan), 0
+    for place, (first, cache) in enumerate(
+        zip(plan.firsts, abstract_slots(plan).caches, strict=True)
     ):
+        weights, (times, _) = weights_of(plan, params, place), passes[first]
         # of an embedding that is not the head as well a step reads a few rows
         table = local_bytes(weights["embed"]) if "head" in weights else 0
         read = local_bytes(cache) * room // plan.length
@@ -167,7 +167,10 @@ def _compile_decoding(
     constant = (abstract_params(plan), combination(len(plan.targets)), key, eos)
     lower = functools.partial(function.lower, plan, *sizes, *constant, state, *arguments)
     each = (
-        count * flops_per_token(model.config, length, training=False)
+        count
+        * flops_per_token(
+            model.config, length, training=False, trainable=Trainable(adapter=model.adapter)
+        )
         for model, count in zip(plan.models, counts, strict=True)
     )
     flops = sum(each) / plan.mesh.size

@@ -20,9 +20,11 @@ from qalign_jax.decoding.memory import MOST_SLOTS, with_slots
 from qalign_jax.decoding.plan import MODEL, Plan, abstract_params, make_plan, with_room
 from qalign_jax.decoding.sampling import Sampling
 from qalign_jax.models.config import LlamaConfig
+from qalign_jax.models.flops import num_trained
 from qalign_jax.models.llama import Llama
 from qalign_jax.models.params import abstract_held
 from qalign_jax.models.quantization import INT8
+from qalign_jax.models.trainable import WHOLE, Trainable, frozen_shapes
 from qalign_jax.parallel.chips import CHIPS, GIB, Slice
 from qalign_jax.parallel.mesh import batch_shards, local_bytes, make_mesh
 from qalign_jax.training.optimizer import OptimizerConfig
@@ -57,11 +59,15 @@ class TrainingJob:
     rows: int  # 0: the nearest to `expected_rows` that the mesh divides
     expected_rows: float
     length: int
+    trainable: Trainable = WHOLE
 
     @property
     def least_bytes(self) -> int:
         """Weights and moments, of all devices."""
-        return self.model.config.num_parameters * 12
+        config = self.model.config
+        frozen = jax.tree.leaves(frozen_shapes(config, self.trainable)[0])
+        held = sum(leaf.size * leaf.dtype.itemsize for leaf in frozen)
+        return num_trained(config, self.trainable) * 12 + held
 
     def check(self, devices: Sequence[Any]) -> None:
         """Raises a ValueError where devices, mesh, rows and model do not fit each other."""
@@ -80,7 +86,7 @@ class TrainingJob:
             )
         if self.length % tensor:
             found.append(f"length={self.length} must be a multiple of tensor:{tensor}")
-        program = (self.model, self.optimizer, mesh, self.micro_batches)
+        program = (self.model, self.optimizer, mesh, self.micro_batches, False, self.trainable)
         mistakes.refuse(found + mistakes.of("", make_train_step, *program))
 
     def asked(self, where: Slice) -> dict:
@@ -93,7 +99,14 @@ class TrainingJob:
             "micro_batches": self.micro_batches,
             "rows": self.rows or nearest_rows(self.expected_rows, multiple),
             "length": self.length,
-        }
+        } | self._part()
+
+    def _part(self) -> dict:
+        """What is trained, where that is not all."""
+        if self.trainable.is_whole:
+            return {}
+        dtype = INT8 if self.trainable.int8 else ""
+        return {"trains": str(self.trainable), "weights_dtype": dtype}
 
     def compile(self, where: Slice) -> dict[str, Compiled]:
         """The compiled programs by name; the only one has the name "".
@@ -103,7 +116,8 @@ class TrainingJob:
         """
         rows = self.asked(where)["rows"]
         shape = (rows, self.length, self.micro_batches)
-        return {"": compile_training(self.model, where, self.mesh, *shape, self.optimizer)}
+        options = (self.optimizer, self.trainable)
+        return {"": compile_training(self.model, where, self.mesh, *shape, *options)}
 
     def smaller(self) -> list["TrainingJob"]:
         """None: what a step computes is as the recipe says."""
@@ -145,6 +159,7 @@ class DecodingJob:
     draft: Llama | Literal["lookup"] | None = None  # as of Engine
     draft_tokens: int | None = None  # None: "auto"
     acceptance: float = Workload.acceptance  # the share of compared drafts that is kept
+    shared: bool = False  # as of Plan
 
     @property
     def _draft_kind(self) -> str:
@@ -161,7 +176,9 @@ class DecodingJob:
         """The weights, of all devices."""
         int8 = self.weights_dtype == INT8
         held = (
-            abstract_held(model.config, model.execution.dtype, int8=int8) for model in self._held
+            abstract_held(model.config, model.execution.dtype, int8=int8, adapter=model.adapter)
+            for place, model in enumerate(self._held)
+            if not (self.shared and place == 2)
         )
         return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(list(held)))
 
@@ -182,6 +199,7 @@ class DecodingJob:
         plan = make_plan(
             self._held, Sampling(), make_mesh(self.mesh, devices), self.slots,
             weights_dtype=self.weights_dtype, cache_dtype=self.cache_dtype, draft=self._draft_kind,
+            shared=self.shared,
         )  # fmt: skip
         return with_room(plan, self.prompt + self.new)
 

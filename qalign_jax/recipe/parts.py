@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 
 from ml_collections import ConfigDict, FieldReference
+from ml_collections.config_dict import placeholder
 
 from qalign_jax.models.presets import preset
 from qalign_jax.parallel.chips import parse_slice
@@ -156,7 +157,11 @@ def _config(class_, keys: list[str], values: dict, **first) -> ConfigDict:
         if field.default is not dataclasses.MISSING:
             config[field.name] = field.default
         elif field.default_factory is not dataclasses.MISSING:
-            config[field.name] = ConfigDict(field.default_factory())
+            defaults = field.default_factory()
+            defaults |= values.pop(field.name, {})
+            # a number that is None by default can be given by a flag
+            empty = {key: placeholder(int) for key, value in defaults.items() if value is None}
+            config[field.name] = ConfigDict(defaults | empty)
         else:
             if field.name not in values:
                 raise ValueError(f"{class_.__name__} needs a value of {field.name!r}")

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 from qalign_jax import files, mistakes
 from qalign_jax.ahead.jobs import Workload, check_jobs
-from qalign_jax.checkpoints import model as models
+from qalign_jax.checkpoints.card import hub_remedy
 from qalign_jax.checkpoints.record import Record, read_record
 from qalign_jax.faults import storage
 from qalign_jax.models.presets import preset
@@ -64,7 +64,8 @@ class Recipe:
             mistakes.refuse(found)  # before anything is asked of the bucket
         unsound = set(named) - self.stages.keys()
         for stage in self.stages.values():
-            sources, wrong = stage.sources(), []
+            sources = [each for source in stage.sources() for each in source.each()]
+            wrong: list[str] = []
             for source in sources:
                 wrong += mistakes.of("", self._check_source, stage, source)
             sound = not wrong and not unsound & {source.name for source in sources}
@@ -130,7 +131,8 @@ class Recipe:
         """The stages whose results it sums up; weights have records that say more."""
         if stage.starts_from:
             return []
-        return sorted({source.name for source in stage.sources()} & self.stages.keys())
+        names = {each.name for source in stage.sources() for each in source.each()}
+        return sorted(names & self.stages.keys())
 
     def _check(self, stage: Stage, sound: bool) -> None:
         """Raises a ValueError for all that is wrong with a stage.
@@ -190,7 +192,7 @@ class Recipe:
                 raise ValueError(
                     f"{key_of(stage, source.name)}={source.name!r} is neither a stage "
                     f"({', '.join(self._named)}) nor a file or directory"
-                    f"{models.hub_remedy(source.name)}"
+                    f"{hub_remedy(source.name)}"
                 )
 
 

@@ -231,7 +231,7 @@ def test_several_alphas_are_a_system_each_of_models_that_are_loaded_once(
     workdir, _ = finished
     loaded, load = [], Weights.load
     monkeypatch.setattr(
-        Weights, "load", lambda self, *options: loaded.append(self) or load(self, *options)
+        Weights, "load", lambda self, *a, **b: loaded.append(self) or load(self, *a, **b)
     )
     config = make_config(tmp)
     steered = config.evaluation.systems.steered

@@ -11,7 +11,8 @@ import pytest
 from ml_collections import ConfigDict
 
 from qalign_jax.ahead.jobs import DecodingJob, TrainingJob, Workload, check_jobs
-from qalign_jax.checkpoints.model import Card, Model, save_model
+from qalign_jax.checkpoints.card import Card
+from qalign_jax.checkpoints.model import Model, save_model
 from qalign_jax.checkpoints.record import Record, write_record
 from qalign_jax.configs import demo
 from qalign_jax.data.tokenizer import load_tokenizer, train_sentencepiece

@@ -17,7 +17,10 @@ def get_config():
     config.base = parts.training(
         "random", problems("pretraining", 200), preset="tiny", steps=60, **quick
     )
-    config.tuned = parts.training("base", problems("responses", 100), steps=30, **quick)
+    adapter = {"rank": 4, "dropout": 0.1}
+    config.tuned = parts.training(
+        "base", problems("responses", 100), steps=30, adapter=adapter, weights_dtype="int8", **quick
+    )
     config.evaluation = parts.evaluation(
         systems={name: parts.system(name) for name in ("base", "tuned")},
         benchmarks={"word_problems": parts.benchmark(part="test", count=20, max_new_tokens=12)},

@@ -64,9 +64,9 @@ def test_a_finished_stage_that_is_damaged_is_neither_evaluated_nor_trained_on(al
     run = kills.Run(alone.workdir.with_name("ruined"), *alone.arguments)
     unfinished = shutil.ignore_patterns("evaluation", "tuned")
     shutil.copytree(alone.workdir, run.workdir, ignore=unfinished)
-    harm(run.workdir / "base" / "checkpoints" / "70", rng, 2000)
+    harm(run.workdir / "base" / "checkpoints" / "20", rng, 2000)
     with pytest.raises(
-        SystemExit, match=r"status 2(.|\n)*error: .*70 is damaged: .*[Dd]elete .*base and"
+        SystemExit, match=r"status 2(.|\n)*error: .*20 is damaged: .*[Dd]elete .*base and"
     ):
         run.finish()
     assert (

@@ -20,7 +20,9 @@ from ml_collections import ConfigDict
 from qalign_jax import credentials, files, mistakes
 from qalign_jax import settings as settings_of
 from qalign_jax.ahead.jobs import Job, Workload
+from qalign_jax.checkpoints import part
 from qalign_jax.data import prompts
+from qalign_jax.models.trainable import Trainable
 from qalign_jax.parallel.mesh import mesh_sizes
 from qalign_jax.recipe.weights import RANDOM, Resolver, Source
 from qalign_jax.recipe.workdir import Workdir
@@ -73,6 +75,16 @@ class Stage(abc.ABC):
     def starts_from(self) -> Source | None:
         """The weights that the stage starts from, if it leaves weights."""
         return None
+
+    @property
+    def leaves_part(self) -> Trainable | None:
+        """What it trains, where that is not all weights."""
+        return None
+
+    @property
+    def keeps_base(self) -> bool:
+        """Whether its base is that of the adapter that it starts from, if it starts from one."""
+        return False
 
     def check(self) -> None:  # noqa: B027  # most values need no check
         """Raises a ValueError where the stage's own values make no sense, all of them together.
@@ -251,7 +263,8 @@ def _disorder(stages: Mapping[str, Stage], order: Sequence[str]) -> list[str]:
         f"{key_of(stage, source.name)}={source.name!r}: {stage.name} needs {source.name}, which "
         "does not come before it"
         for stage in stages.values()
-        for source in stage.sources()
+        for sources in stage.sources()
+        for source in sources.each()
         if source.name in order[order.index(stage.name) :]
     ]
 
@@ -263,7 +276,7 @@ def key_of(stage: Stage, value: str) -> str:
         if isinstance(tree, Mapping):
             for key, each in tree.items():
                 yield from keys(each, f"{path}.{key}")
-        elif tree == value:
+        elif tree == value or (value and isinstance(tree, str) and value in part.split(tree)):
             yield path
 
     own = {key: getattr(stage, key) for key in stage.keys()}

@@ -24,7 +24,7 @@ from qalign_jax.evaluation.execution import TURNS, Execution
 from qalign_jax.evaluation.numbers_only import numbers_only
 from qalign_jax.evaluation.protocols import code
 from qalign_jax.models.llama import Llama
-from qalign_jax.models.quantization import check_dtypes
+from qalign_jax.models.quantization import INT8, check_dtypes
 from qalign_jax.parallel.mesh import make_mesh
 from qalign_jax.recipe.stages.base import Run, Stage
 from qalign_jax.recipe.weights import Source, Weights
@@ -33,6 +33,7 @@ from qalign_jax.recipe.weights import Source, Weights
 INT8_KEYS = ("weights_dtype", "cache_dtype")
 # Of a system: they change no answer, so that folders of before there were any stay valid, too.
 DRAFT_KEYS = ("draft", "draft_preset", "draft_tokens")
+ADAPTER_KEY = "small_adapter"  # of a system, as INT8_KEYS
 NUMBERS = "numbers_only"  # the reader without words, among the systems of results.json
 
 
@@ -45,6 +46,9 @@ class SystemConfig:
     With several values of `alpha` it is as many systems, which share the loaded models
     (records.by_alpha names them).
 
+    An expert that is an adapter of the anti-expert, or of the same directory, has its weights in
+    memory once. Where both are random, `small_adapter` is the rank of such an adapter.
+
     A draft, a model or "lookup", changes no answer; with an expert and no draft the expert drafts
     (decoding/speculative.py). `draft_tokens` is "auto" or a number, 0 for plain decoding.
     """
@@ -55,6 +59,7 @@ class SystemConfig:
     alpha: float | Sequence[float] = 1.0
     preset: str = ""
     small_preset: str = ""
+    small_adapter: int = 0
     trace: bool = False  # what the model alone would have said, in the lines of answers
     draft: str = ""
     draft_preset: str = ""
@@ -65,7 +70,8 @@ class SystemConfig:
         for them."""
         found = [
             Source(self.model, self.preset),
-            *(Source(name, self.small_preset) for name in (self.expert, self.antiexpert)),
+            Source(self.expert, self.small_preset, self.small_adapter),
+            Source(self.antiexpert, self.small_preset),
             Source(self.draft if self.draft_kind == MODEL else "", self.draft_preset),
         ]
         return [source for source in found if source.name]
@@ -182,7 +188,11 @@ class Evaluate(Stage):
         unset = [key for key in INT8_KEYS if not getattr(self, key)]
         found = {key: value for key, value in super().settings().items() if key not in unset}
         found["systems"] = {
-            name: {key: value for key, value in system.items() if key not in DRAFT_KEYS}
+            name: {
+                key: value
+                for key, value in system.items()
+                if key not in DRAFT_KEYS and (value or key != ADAPTER_KEY)
+            }
             for name, system in found["systems"].items()
         }
         return found
@@ -216,17 +226,20 @@ class Evaluate(Stage):
             new = max(new, TURNS.room(limit) if executed else limit)
         jobs = {}
         for name, system in self._systems.items():
-            cards = [weights.card() for weights in _weights(run, system)]
-            models = []
-            for config, execution, _ in cards:
+            models, found = [], _weights(run, system)
+            shared = _shares(found, self.weights_dtype)
+            for place, weights in enumerate(found):
+                config, execution, *_ = weights.card()
                 if self.dtype:
                     execution = dataclasses.replace(execution, dtype=self.dtype)
-                models.append(Llama(config, execution))
+                beside = self.weights_dtype == INT8 or (shared and place == 1)
+                part = weights.part() if beside else None
+                models.append(Llama(config, execution, adapter=part and part.adapter))
             sizes = (self.slots, workload.prompt_tokens, new)
             dtypes = (self.weights_dtype, self.cache_dtype)
             models, draft = system.split(models)
             drafting = (draft, check_draft_tokens(system.draft_tokens), workload.acceptance)
-            jobs[name] = DecodingJob(models, self.mesh, *sizes, *dtypes, *drafting)
+            jobs[name] = DecodingJob(models, self.mesh, *sizes, *dtypes, *drafting, shared)
         return jobs
 
     def run(self, run: Run) -> dict[str, Any]:
@@ -316,12 +329,20 @@ def _check_tokenizers(run: Run, system: SystemConfig) -> None:
     check_tokenizers(names, [each.tokenizer() for each in _weights(run, system)])
 
 
+def _shares(weights: Sequence[Weights], weights_dtype: str) -> bool:
+    """Whether the expert is an adapter beside the anti-expert's weights."""
+    return len(weights) >= 3 and weights[1].shares_base(weights[2], weights_dtype)
+
+
 def _load(stage: Evaluate, run: Run, system: SystemConfig) -> TextGenerator:
-    mesh = make_mesh(stage.mesh)
-    models = [
-        weights.load(mesh, stage.dtype or None, stage.weights_dtype)
-        for weights in _weights(run, system)
-    ]
+    mesh, found = make_mesh(stage.mesh), _weights(run, system)
+    shared, models = _shares(found, stage.weights_dtype), []
+    for place, weights in enumerate(found):
+        if shared and place == 2:
+            models.append(models[1].base)
+            continue
+        adapted = True if shared and place == 1 else None
+        models.append(weights.load(mesh, stage.dtype or None, stage.weights_dtype, adapted=adapted))
     models, draft = system.split(models)
     loaded = System.of(
         models, [source.name for source in system.sources()],

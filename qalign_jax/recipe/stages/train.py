@@ -10,7 +10,7 @@ from absl import logging
 
 from qalign_jax import mistakes
 from qalign_jax.ahead.jobs import TrainingJob, Workload
-from qalign_jax.checkpoints.model import Card, describe_model
+from qalign_jax.checkpoints.card import Card, describe_model
 from qalign_jax.checkpoints.record import Record
 from qalign_jax.checkpoints.state import Checkpoints
 from qalign_jax.data import packing
@@ -18,10 +18,13 @@ from qalign_jax.data.batches import Batches, rows_for
 from qalign_jax.data.examples import source_mistakes
 from qalign_jax.data.tokenizer import Tokenizer
 from qalign_jax.models.config import REMAT_POLICIES, Execution
+from qalign_jax.models.flops import num_trained
 from qalign_jax.models.llama import Llama
+from qalign_jax.models.trainable import Trainable
 from qalign_jax.parallel.mesh import make_mesh
+from qalign_jax.recipe import trained_part
 from qalign_jax.recipe.stages.base import Run, Stage
-from qalign_jax.recipe.weights import Source, Weights
+from qalign_jax.recipe.weights import RANDOM, Source, Weights
 from qalign_jax.training.anomalies import SKIP, STOP
 from qalign_jax.training.loop import train
 from qalign_jax.training.optimizer import OptimizerConfig, Schedule
@@ -68,6 +71,11 @@ class Train(Stage):
     micro_batches: int = 1
     dtype: str = ""  # "" is the model's own, bfloat16 but for tiny presets
     remat: str = ""  # full, qkvo, qkvo_mlp, none; "" is the model's own
+    adapter: Mapping[str, Any] = dataclasses.field(
+        default_factory=lambda: dict(trained_part.UNSET["adapter"])
+    )
+    trainable: str = ""  # "" is all; layers:20-25/mlp trains matrices of some layers
+    weights_dtype: str = ""  # int8: of the frozen matrices
     save_every: int = 500
     on_nan: str = STOP  # of a loss or gradient that is not finite; skip leaves its update out
     keep: int = 1  # checkpoints once it is done; while it trains, two at least
@@ -84,6 +92,10 @@ class Train(Stage):
     def starts_from(self) -> Source:
         return Source(self.init, self.preset)
 
+    def settings(self) -> dict[str, Any]:
+        unset = [key for key, value in trained_part.UNSET.items() if getattr(self, key) == value]
+        return {key: value for key, value in super().settings().items() if key not in unset}
+
     def check(self) -> None:
         found = mistakes.out_of_range(f"{self.name}.", vars(self), LIMITS)
         choices = {"dtype": ("", "float32", "bfloat16"), "remat": ("", *REMAT_POLICIES)}
@@ -92,6 +104,9 @@ class Train(Stage):
             if (value := getattr(self, key)) not in known:
                 wanted = ", ".join(filter(None, known))
                 found.append(f"{self.name}.{key}={value!r}; it is one of {wanted}")
+        found += trained_part.mistakes_in(
+            self.name, self.adapter, self.trainable, self.weights_dtype
+        )
         if not self.steps and self.epochs == 0:
             found.append(mistakes.expected(f"{self.name}.epochs", self.epochs, "above 0"))
         mistakes.refuse(found)
@@ -103,6 +118,16 @@ class Train(Stage):
         weights = run.weights.resolve(self.starts_from)
         if run.weights.exists(self.starts_from):
             found += mistakes.of(f"{self.name}.init: ", weights.check_vocabulary)
+        if self.init == RANDOM and not self._trainable().is_whole:
+            found.append(
+                f"{self.name}.init={RANDOM!r}: weights that are not trained must be on disk; "
+                "name a Hugging Face directory, a stage or its folder"
+            )
+        elif run.weights.knows(self.starts_from):
+            unread = mistakes.of(f"{self.name}.init: ", weights.part)
+            found += unread or mistakes.of(
+                f"{self.name}.", trained_part.continues, self.adapter, weights
+            )
         mistakes.refuse(found)
 
     def sources(self) -> list[Source]:
@@ -119,8 +144,9 @@ class Train(Stage):
         model = Llama(card.config, self._execution(card.execution))
         expected = self.batch_size / workload.examples_per_row
         job = TrainingJob(
-            model, self._optimizer, self.mesh, self.micro_batches, self.rows, expected, self.length
-        )
+            model, self._optimizer, self.mesh, self.micro_batches, self.rows, expected,
+            self.length, self._trainable(model.execution.dtype),
+        )  # fmt: skip
         return {"": job}
 
     def run(self, run: Run) -> dict[str, Any]:
@@ -133,37 +159,44 @@ class Train(Stage):
         )
         batches = Batches(packed, rows, self.seed)
         steps = self.steps or batches.steps(self.epochs)
-        config, execution, _ = weights.loaded_card()
+        config, execution, *_ = weights.loaded_card()
         module = Llama(config, self._execution(execution))
+        trainable = self._trainable(module.execution.dtype)
         logging.info(
-            "%s: %s parameters, %d steps of %d rows (%.1f examples)",
-            self.name, f"{config.num_parameters:,}", steps, rows,
-            rows * packed.stats["examples_per_row"],
+            "%s: %s of %s parameters (%s), %d steps of %d rows (%.1f examples)",
+            self.name, f"{num_trained(config, trainable):,}", f"{config.num_parameters:,}",
+            trainable, steps, rows, rows * packed.stats["examples_per_row"],
         )  # fmt: skip
         run.workdir.write_json(f"{self.name}/packing.json", dict(packed.stats))
         self._record(run, weights, packed, tokenizer)
         if jax.process_index() == 0:
-            card = Card(module.config, module.execution, self.template)
+            part = trained_part.part_of(self.adapter, trainable, weights, run.weights)
+            card = Card(module.config, module.execution, self.template, part)
             describe_model(folder, card, tokenizer)
 
         step = make_train_step(
-            module, self._optimizer, mesh, self.micro_batches, self.on_nan == SKIP
-        )
+            module, self._optimizer, mesh, self.micro_batches, self.on_nan == SKIP, trainable,
+            self.seed,
+        )  # fmt: skip
         checkpoints = Checkpoints(folder, self.save_every, self.keep)
         try:
-            wanted = abstract_state(config, self._optimizer, mesh).parts()
+            wanted = abstract_state(config, self._optimizer, mesh, trainable).parts()
             first, parts = checkpoints.restore(wanted) or (0, {})
             if first < steps:  # else it was stopped between the last save and done.json
+                frozen = {}
+                if not trainable.is_whole or not parts:
+                    params, frozen = trained_part.initial(
+                        self.adapter, trainable, weights, run.weights, mesh, self.seed
+                    )
                 if parts:
                     logging.info("%s: goes on from step %d", self.name, first)
-                    state = TrainState.from_parts(parts)
+                    state = TrainState.from_parts(parts, frozen)
                 else:
-                    params = weights.load(mesh).params
-                    state = init_state(config, self._optimizer, mesh, params)
+                    state = init_state(config, self._optimizer, mesh, params, trainable, frozen)
                 train(
                     state, step, batches, Schedule(self.lr, steps, self.warmup),
-                    config=config, mesh=mesh, checkpoints=checkpoints,
-                    stage_dir=folder, name=self.name, profile=run.profile, on_nan=self.on_nan,
+                    config=config, mesh=mesh, checkpoints=checkpoints, stage_dir=folder,
+                    name=self.name, profile=run.profile, on_nan=self.on_nan, trainable=trainable,
                 )  # fmt: skip
             checkpoints.trim()
         finally:
@@ -179,6 +212,19 @@ class Train(Stage):
             )  # fmt: skip
         except ValueError as error:
             raise ValueError(f"{self.name}: {error}") from None
+
+    @property
+    def leaves_part(self) -> Trainable | None:
+        trainable = self._trainable()
+        return None if trainable.is_whole else trainable
+
+    @property
+    def keeps_base(self) -> bool:
+        return not self.adapter.get("merge")
+
+    def _trainable(self, dtype: str = "float32") -> Trainable:
+        keys = (self.adapter, self.trainable, self.weights_dtype)
+        return trained_part.trainable_of(*keys, dtype)
 
     @property
     def _optimizer(self) -> OptimizerConfig:
