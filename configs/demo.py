@@ -27,9 +27,9 @@ def get_config(arg: str = "") -> ConfigDict:
     """The recipe. `--config.fast=True` shortens every stage, to test the pipeline, not the method.
 
     An argument (--config=configs/demo.py:baselines) adds stages and systems to compare with:
-    control, baselines, data_scale or larger (configs/demo_comparisons.py). `code` and `choice` give
-    other recipes: solutions that are programs (configs/demo_code.py), and multiple choice
-    (configs/demo_choice.py).
+    control, baselines, data_scale, larger or adapter (configs/demo_comparisons.py). `code` and
+    `choice` give other recipes: solutions that are programs (configs/demo_code.py), and multiple
+    choice (configs/demo_choice.py).
     """
     if arg in OTHERS:
         return OTHERS[arg]()

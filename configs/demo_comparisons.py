@@ -61,17 +61,39 @@ def larger(config: ConfigDict) -> None:
     )
 
 
+def adapter(config: ConfigDict) -> None:
+    """Both stages by adapters (LoRA) on `base`; `adapter_int8` trains them on int8 weights.
+
+    Stage II trains the adapter of stage I further, which at its rate was no worse than a new
+    adapter beside merged weights (adapter.merge): 54.4 for 51.0, at rank 32 54.0 for 52.8, of seed
+    0's development part.
+    """
+    questions, answers = config.question_alignment.data, config.response_alignment.data
+    for kind, weights_dtype in (("adapter", ""), ("adapter_int8", "int8")):
+        train = functools.partial(_add, config, adapter={"rank": 8}, weights_dtype=weights_dtype)
+        aligned, tuned = f"{kind}_question_alignment", f"{kind}_response_alignment"
+        train(aligned, "pretraining", dict(questions), lr=5e-3)
+        train(tuned, aligned, dict(answers), steps=500, lr=1e-3)
+        config.evaluation.systems[f"{kind}_qalign"] = parts.system(tuned)
+        if not weights_dtype:
+            train(f"{tuned}_only", "pretraining", dict(answers), steps=500, lr=1e-3)
+            config.evaluation.systems[f"{kind}_ralign"] = parts.system(f"{tuned}_only")
+
+
 COMPARISONS = {
     "control": control,
     "baselines": baselines,
     "data_scale": data_scale,
     "larger": larger,
+    "adapter": adapter,
 }
 
 
-def _add(config: ConfigDict, name: str, init: str, data: dict, steps=2600, lr=2e-3) -> None:
+def _add(
+    config: ConfigDict, name: str, init: str, data: dict, steps=2600, lr=2e-3, **changes
+) -> None:
     """A stage like stage I, before the evaluation."""
-    two_stages.add(config, name, demo_stages.training(config, init, data, steps, lr))
+    two_stages.add(config, name, demo_stages.training(config, init, data, steps, lr, **changes))
 
 
 def _add_tuned(config: ConfigDict, name: str, init: str, data: dict | None = None) -> None:

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from qalign_jax import files, settings
-from qalign_jax.checkpoints.model import Card, describe_model
+from qalign_jax.checkpoints.card import Card, describe_model
 from qalign_jax.models.presets import preset
 from qalign_jax.recipe import parts
 from qalign_jax.recipe.recipe import Recipe

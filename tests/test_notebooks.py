@@ -17,19 +17,20 @@ import subprocess
 import sys
 import threading
 
-import jax
 import jupytext
 import nbclient
 import nbformat
+import peft
 import pytest
-import transformers
 
 import qalign_jax
-from qalign_jax.checkpoints.model import Model, save_model
-from qalign_jax.checkpoints.record import Record, write_record
+from qalign_jax.checkpoints.card import read_card
 from qalign_jax.convert import convert
-from qalign_jax.models.params import init_params
-from qalign_jax.models.presets import preset
+from qalign_jax.models.adapter import Adapter
+from qalign_jax.models.trainable import Trainable
+from qalign_jax.recipe.stages.base import read_stages
+from qalign_jax.recipe.stages.train import Train
+from tests import stages
 from tests.files import QUESTIONS, write_jsonl, write_lines
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -130,20 +131,22 @@ def test_the_examples_of_the_api_are_true(name, demo, monkeypatch):
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory, tokenizer):
-    """Three Hugging Face directories of random tiny models with one tokenizer."""
+    """Hugging Face directories of random tiny models, stages of the same, and an adapter of one.
+
+    `adapter` is PEFT's directory of what the stage `tuned` trained beside `small`.
+    """
     root = tmp_path_factory.mktemp("models")
-    config, execution = preset("tiny", vocab_size=tokenizer.vocab_size, init_scale=0.3)
-    for seed, name in enumerate(("large", "expert", "antiexpert")):
-        params = init_params(config, jax.random.key(seed))
-        folder = root / f"{name}_orbax"
-        save_model(folder, Model(config, execution, params, tokenizer, "paper"))
-        write_record(folder, Record({}, {"seed": seed}))
-        convert(folder, root / name, mesh="single")
+    for seed, name in enumerate(("large", "small")):
+        stages.write_whole(root / f"{name}_stage", tokenizer, seed)
+        convert(root / f"{name}_stage", root / name, mesh="single")
+    part = Trainable(Adapter(rank=4, alpha=8))
+    stages.write_part(root / "tuned", root / "small_stage", part, tokenizer)
+    convert(root / "tuned", root / "adapter", peft=True, mesh="single")
     return root
 
 
 @pytest.mark.slow
-def test_a_model_is_fitted_aligned_scored_and_converted(models, tmp_path, monkeypatch):
+def test_a_model_is_fitted_aligned_by_adapters_scored_and_converted(models, tmp_path, monkeypatch):
     pytest.importorskip("libtpu")
     # on one device, rows need not be a multiple of eight; these eight were made with `models`
     one_device = os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=1")
@@ -162,18 +165,21 @@ def test_a_model_is_fitted_aligned_scored_and_converted(models, tmp_path, monkey
         "align_your_model",
         tmp_path,
         MODEL=str(models / "large"),
+        RANK=4,
         QUESTION_PAIRS="pairs",
         RESPONSES="answers.jsonl",
         MGSM="mgsm",
         STEPS=3,
         ROWS=2,
         LENGTH=512,
+        MICRO_BATCHES=1,
         LANGUAGES=("de", "en"),
         PROBLEMS=2,
         NEW_TOKENS=8,
+        SLOTS=4,
     )
-    code = ("qalign_jax.fits(", "qalign_jax.run(", "convert(")
-    fits, table, converted = (cell_with(each, cells) for each in code)
+    code = ("qalign_jax.fits(", "qalign_jax.run(", "aligned.answer(", "convert(")
+    fits, table, asked, converted = (cell_with(each, cells) for each in code)
     assert "question_alignment: compiling the training step" in printed(fits, "stderr")
     assert printed(table, "stderr").count("question_alignment: step 3 of 3, loss ") == 1
     text = shown(fits, "text/html")
@@ -181,26 +187,57 @@ def test_a_model_is_fitted_aligned_scored_and_converted(models, tmp_path, monkey
     for stage in ("question_alignment", "response_alignment", "evaluation qalign decode"):
         assert f">{stage}</th><td>yes</td>" in text
     assert len(numbers(shown(table, "text/html"))) == 2 * 4
+
+    run = tmp_path / "runs/aligned"
+    for stage in ("question_alignment", "response_alignment"):
+        part = read_card(run / stage).part
+        assert part and part.trainable.adapter == Adapter(rank=4) and part.trainable.int8
+        assert part.base == str(models / "large")  # the second trains the first's further
+    aligned = qalign_jax.load(
+        run / "response_alignment", dtype="bfloat16", weights_dtype="int8", cache_dtype="int8"
+    )
+    [question] = re.findall(r'question = "(.*)"', cells[-2].source)
+    assert printed(asked) == aligned.answer([question], 8)[0] + "\n"
     result = ast.literal_eval(printed(converted))
-    assert result["dtype"] == "bfloat16" and result["parameters"] > 10_000
-    target = tmp_path / result["target"]
-    assert transformers.AutoConfig.from_pretrained(target).hidden_size == 64
+    assert result["dtype"] == "float32" and result["parameters"] < 60_000
+    config = peft.PeftConfig.from_pretrained(tmp_path / result["target"])
+    assert isinstance(config, peft.LoraConfig) and config.r == 4
+    assert config.base_model_name_or_path == str(models / "large")
+
+
+@pytest.mark.parametrize("rank", [0, 8])
+def test_the_notebook_trains_adapters_of_a_rank_or_all_weights(rank):
+    cells = jupytext.read(COLAB / "align_your_model.py").cells
+    [settings] = [each.source for each in cells if each.metadata.get("tags") == ["parameters"]]
+    [recipe] = [each.source for each in cells if "parts.recipe(" in each.source]
+    names: dict = {"model": "/nowhere"}
+    exec(f"{settings}\nRANK = {rank}\n{recipe}", names)
+    for stage in list(read_stages(names["recipe"]).values())[:2]:
+        assert isinstance(stage, Train)
+        part = stage.leaves_part
+        assert (part and part.adapter) == (Adapter(rank=8) if rank else None)
+        assert stage.weights_dtype == ("int8" if rank else "")
 
 
 @pytest.mark.slow
-def test_a_large_model_answers_alone_and_steered_and_its_tokens_are_shown(models, tmp_path):
-    roles = {name.upper(): str(models / name) for name in ("large", "expert", "antiexpert")}
+def test_a_large_model_answers_alone_and_steered_by_an_adapter_and_its_tokens_are_shown(
+    models, tmp_path
+):
+    names = {"LARGE": "large", "ANTIEXPERT": "small", "ADAPTER": "adapter"}
+    roles = {role: str(models / name) for role, name in names.items()}
     questions = [QUESTIONS["de"][0], QUESTIONS["en"][0]]
     settings = roles | {"DTYPE": "float32", "NEW_TOKENS": 6, "QUESTIONS": questions}
     cells = execute("steer_a_large_model", tmp_path, **settings)
     code = ("alone.answer(", "steered.answer(", "steered.trace(")
     alone, steered, traces = (cell_with(each, cells) for each in code)
-    large, expert, antiexpert = (models / name for name in ("large", "expert", "antiexpert"))
-    expected = qalign_jax.load(large, dtype="float32").answer(questions, 6)
+    dtypes = dict(dtype="float32", weights_dtype="int8", cache_dtype="int8")
+    expected = qalign_jax.load(models / "large", **dtypes).answer(questions, 6)
     assert printed(alone) == "".join(map("{}\n{}\n\n".format, questions, expected))
-    system = qalign_jax.ProxyTuned(large, expert, antiexpert, dtype="float32")
-    expected = system.answer(questions, 6)
+    # the stage that trained the adapter, beside the stage that it was trained on
+    same = [models / name for name in ("large", "tuned", "small_stage")]
+    expected = qalign_jax.ProxyTuned(*same, **dtypes).answer(questions, 6)
     assert printed(steered) == "".join(map("{}\n{}\n\n".format, questions, expected))
+    assert printed(steered) != printed(alone)
     span = re.compile(r'<span style="background.*?" title="(.*?)">(.*?)</span>', re.DOTALL)
     tables = [output.data["text/html"] for output in traces if "data" in output]
     assert [len(span.findall(table)) for table in tables] == [6, 6]  # a span a token

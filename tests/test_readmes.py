@@ -144,6 +144,7 @@ def small(module, words):
             words.append(f"{key}.languages={(*LANGUAGES, 'en')}")
     if trained:
         words.append(f"--config.representations.questions.languages={(*LANGUAGES, 'en')}")
+        words.append("--config.micro_batches=1")
     shared = ("mesh=fsdp:-1", "evaluation.mesh=", "evaluation.slots=8", "cache_dir=cache")
     return [*words, *(f"--config.{key}" for key in shared)]
 

@@ -9,6 +9,8 @@ import zipfile
 
 import pytest
 
+import qalign_jax
+from qalign_jax.configs.demo import get_config
 from tests.commands import run_commands
 
 BROKEN = pathlib.Path(__file__).with_name("broken_recipe.py")
@@ -92,7 +94,7 @@ def test_help_fits_a_screen_and_ends_with_an_example(module, flag, ended):
 
 def test_help_tells_defaults_as_values_and_what_is_required(ended):
     lines = ended["generate", "--help"].stdout.splitlines()
-    assert "  --checkpoint      The model's directory. (required)" in lines
+    assert "  --checkpoint      The model: a DIR or BASE+ADAPTER. (required)" in lines
     assert "  --max_new_tokens  The most tokens of an answer. (default: 512)" in lines
     assert "  --temperature     0 is greedy. (default: 0.0)" in lines
     told = "".join(found.stdout for case, found in ended.items() if "--help" in case)
@@ -128,6 +130,43 @@ def test_the_demos_in_code_and_in_multiple_choice_run_shortened(arg, tmp_path, b
     [result] = outcome["systems"]["qalign"].values()
     assert result["versus"]["baseline"] == "ralign"
     assert ("likelihood" in result) == (arg == "choice")
+
+
+@pytest.mark.slow
+def test_the_demo_with_adapters_goes_on_from_one_without(demo, tmp_path):
+    workdir = tmp_path / "demo"
+    without = shutil.ignore_patterns("evaluation")
+    shutil.copytree(demo.folder / "runs" / "demo", workdir, ignore=without)
+    config = get_config("adapter")
+    systems = {"adapter_qalign": config.evaluation.systems.adapter_qalign}
+    config.evaluation.systems, config.evaluation.baseline = systems, ""
+    config.evaluation.benchmarks.word_problems.languages = ("de", "en")
+    changes = {"fast": True, "evaluation.slots": 8}
+    changes["cache_dir"] = json.loads((workdir / "config.json").read_text())["cache_dir"]
+    stages = ["adapter_question_alignment", "adapter_response_alignment"]
+    outcome = qalign_jax.run(config, workdir, [*stages, "evaluation"], overrides=changes)
+    assert set(outcome["systems"]) == {"adapter_qalign", "numbers_only"}
+
+    def losses(stage):
+        lines = (workdir / stage / "metrics.jsonl").read_text().splitlines()
+        return [json.loads(line)["loss"] for line in lines]
+
+    for name in stages:
+        part = json.loads((workdir / name / "model.json").read_text())["part"]
+        assert (part["adapter"]["rank"], part["base"], part["int8"]) == (8, "../pretraining", False)
+    # a new adapter adds nothing: the first loss is the base's
+    whole, own = losses("question_alignment"), losses("adapter_question_alignment")
+    assert own[0] == pytest.approx(whole[0], rel=1e-5)
+    assert own[-1] != pytest.approx(whole[-1], rel=1e-3)
+    # stage II begins with the adapter of stage I, not with the base alone
+    assert losses("adapter_response_alignment")[0] != pytest.approx(
+        losses("response_alignment_only")[0], rel=1e-3
+    )
+    for name in stages:
+        int8 = config[name.replace("adapter", "adapter_int8")].to_dict()
+        assert int8.pop("weights_dtype") == "int8"
+        assert int8.pop("init") == config[name].init.replace("adapter", "adapter_int8")
+        assert int8.items() <= config[name].to_dict().items()
 
 
 @pytest.mark.release

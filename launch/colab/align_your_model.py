@@ -15,10 +15,13 @@
 # [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/OWNER/qalign_jax/blob/main/launch/colab/align_your_model.ipynb)
 #
 # Question alignment on pairs of questions (X to English), then response alignment on English
-# answers, of a LLaMA or Mistral model from the Hugging Face Hub. All weights are trained. In f32
-# with their gradients and moments they take 16 bytes a parameter: a v5e-1 (16 GiB) holds a model of
-# up to about 0.5 B, a v6e-1 (32 GiB) one of 1.1 B, such as TinyLlama. `fits` says so below, before
-# the weights are downloaded.
+# answers, of a LLaMA or Mistral model from the Hugging Face Hub. LLaMA2-7B fits Colab's v5e-1
+# (15.75 GiB) by LoRA adapters: its weights are frozen in int8, and 160 million parameters of rank
+# 64 are trained in f32 beside them. With `RANK = 0` all weights are trained. They take 16 bytes a
+# parameter: about 0.5 B fit v5e-1, 1.1 B v6e-1 (31.25 GiB).
+#
+# Memory is what the TPU's compiler says, and step times are modelled from that: the notebook was
+# never run on a TPU. Its `fits` cell compiles your settings before the weights are downloaded.
 
 # %% [markdown]
 # **Install.** Once a session. Where a package that Colab brings gets another version, the kernel
@@ -60,17 +63,20 @@ if not {"qalign_jax", "qalign-jax"} & versions().keys():
 # `train.en`, a question a line; `RESPONSES` is JSON Lines of `instruction` and `response`.
 
 # %% tags=["parameters"]
-MODEL = "HuggingFaceTB/SmolLM2-360M"  # @param {type: "string"}
+MODEL = "meta-llama/Llama-2-7b-hf"  # @param {type: "string"}
 TOPOLOGY = "v5e:1x1"  # @param ["v5e:1x1", "v6e:1x1"]
+RANK = 64  # @param {type: "integer"}  # of the adapters; 0 trains all weights
+WEIGHTS_DTYPE = "int8"  # @param ["int8", ""]  # of frozen weights and of decoding; "": bfloat16
 QUESTION_PAIRS = ""  # @param {type: "string"}
 RESPONSES = ""  # @param {type: "string"}
 MGSM = ""  # @param {type: "string"}
 STEPS = 500  # @param {type: "integer"}
-ROWS, LENGTH = 16, 512
-LEARNING_RATE = 2e-5
+ROWS, LENGTH, MICRO_BATCHES = 54, 512, 9  # 54 rows hold about 128 examples, the paper's batch
+LEARNING_RATE = 2e-4  # where all weights are trained, 2e-5
 LANGUAGES = ("de", "es", "zh", "en")
-PROBLEMS, NEW_TOKENS = 50, 300
+PROBLEMS, NEW_TOKENS, SLOTS = 50, 300, 16  # slots are the answers decoded at once
 WORKDIR = "runs/aligned"  # @param {type: "string"}
+EXPORT = "adapter"  # @param ["adapter", "whole_model"]
 PUSH_TO = ""  # @param {type: "string"}
 
 # %% [markdown]
@@ -96,8 +102,8 @@ def download(name, *patterns):
 model = download(MODEL)
 
 # %% [markdown]
-# **The recipe**: two stages of training, and an evaluation before and after them. The
-# hyper-parameters that do not stand here are the paper's.
+# **The recipe**: two stages of training, and an evaluation before and after them. The second stage
+# trains the adapter of the first further. What does not stand here is the paper's.
 
 # %%
 import qalign_jax
@@ -105,7 +111,11 @@ from qalign_jax.recipe import parts
 
 pairs = parts.source("question_pairs", QUESTION_PAIRS)
 responses = parts.source("jsonl" if RESPONSES else "gsm8k", RESPONSES)
-training = dict(steps=STEPS, rows=ROWS, length=LENGTH, lr=LEARNING_RATE)
+training = dict(
+    steps=STEPS, rows=ROWS, length=LENGTH, micro_batches=MICRO_BATCHES, lr=LEARNING_RATE
+)
+if RANK:
+    training |= dict(adapter={"rank": RANK}, weights_dtype=WEIGHTS_DTYPE)
 
 recipe = parts.recipe("aligned", ("question_alignment", "response_alignment", "evaluation"))
 recipe.question_alignment = parts.training(model, {"pairs": pairs}, **training)
@@ -118,21 +128,24 @@ recipe.evaluation = parts.evaluation(
         )
     },
     baseline="base",
-    slots=32,
+    slots=SLOTS,
+    weights_dtype=WEIGHTS_DTYPE,
+    cache_dtype=WEIGHTS_DTYPE,
 )
 
 # %% [markdown]
 # **Does it fit?** The TPU's compiler says what a step of each stage needs of a chip's memory, on
-# any runtime that has libtpu (`pip install libtpu`). Where it does not fit, take a smaller model,
-# fewer rows, or a larger chip.
+# any runtime that has libtpu (`pip install libtpu`); how long it takes is modelled. Where it does
+# not fit, take more micro-batches, fewer slots, a smaller model or a larger chip.
 
 # %%
 found = qalign_jax.fits(recipe, TOPOLOGY)
 found
 
 # %% [markdown]
-# **Train and evaluate.** A session that ended goes on where it was, as long as its disk is there:
-# mount a Drive and put `WORKDIR` on it to be safe.
+# **Train and score.** A session that ended goes on where it was, as long as its disk is there:
+# mount a Drive and put `WORKDIR` on it to be safe. A checkpoint of a 7B's adapter with its moments
+# has 2 GB, and a stage keeps two while it trains.
 
 # %%
 if not found["fits"]:
@@ -142,15 +155,30 @@ outcome = qalign_jax.run(recipe, WORKDIR)
 outcome
 
 # %% [markdown]
-# **Back to the Hub.** The directory holds what `transformers` reads, with a model card. It is
-# pushed only where `PUSH_TO` names a repository, such as `you/model-aligned`.
+# **Ask it.** The stage's folder finds its base, and in int8 the adapter stays beside it.
+
+# %%
+aligned = qalign_jax.load(
+    f"{WORKDIR}/response_alignment", weights_dtype=WEIGHTS_DTYPE, cache_dtype=WEIGHTS_DTYPE
+)
+question = "Ein Bäcker backt 24 Brötchen und verkauft 15. Wie viele bleiben übrig?"
+[answer] = aligned.answer([question], NEW_TOKENS, slots=1)
+del aligned
+print(answer)
+
+# %% [markdown]
+# **Back to the Hub.** An `adapter` leaves alone, as PEFT reads it beside its base. A `whole_model`
+# is what `transformers` reads, the adapter merged into the int8 weights, dequantised, as its model
+# card says; a 7B has 13.5 GB. It is pushed only where `PUSH_TO` names a repository, such as
+# `you/aligned`.
 
 # %%
 from qalign_jax.convert import convert
 
-target = f"{WORKDIR}/hugging_face"
+forms = {"adapter": {"peft": True}, "whole_model": {"dtype": "bfloat16"}}
+target = f"{WORKDIR}/{EXPORT}"
 if not pathlib.Path(target).exists():
-    print(convert(f"{WORKDIR}/response_alignment", target, dtype="bfloat16"))
+    print(convert(f"{WORKDIR}/response_alignment", target, **forms[EXPORT]))
 if PUSH_TO:
     from huggingface_hub import HfApi
 

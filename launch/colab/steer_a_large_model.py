@@ -14,9 +14,12 @@
 # # Steer a model that is too large to tune
 # [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/OWNER/qalign_jax/blob/main/launch/colab/steer_a_large_model.ipynb)
 #
-# LLaMA2-7B is steered by a small tuned model against the same untuned: at every token, logits are
-# large + alpha * (expert - antiexpert) (arXiv 2401.08565). TinyLlama-1.1B has LLaMA2's tokenizer
-# and can be both small models. All three take 18 GB in bfloat16, so a v6e-1 (32 GiB) holds them.
+# LLaMA2-13B is steered by a small tuned model against the same untuned: at every token, logits are
+# large + alpha * (expert - antiexpert) (arXiv 2401.08565). The anti-expert is LLaMA2-7B, and the
+# expert an adapter of it, so that both have the 7B's weights in memory once. In int8, with int8
+# caches of 8 rows, all of them fit a v6e-1 (31.25 GiB).
+#
+# That they fit is what the TPU's compiler says: the notebook was never run on a TPU.
 
 # %% [markdown]
 # **Install.** Once a session. Where a package that Colab brings gets another version, the kernel
@@ -53,17 +56,18 @@ if not {"qalign_jax", "qalign-jax"} & versions().keys():
         IPython.get_ipython().kernel.do_shutdown(restart=True)
 
 # %% [markdown]
-# **Settings.** The expert may be what the notebook `align_your_model` left from a TinyLlama. A
-# directory may stand in the place of every name.
+# **Settings.** `ADAPTER` is what the notebook `align_your_model` pushed, or the directory that it
+# left, of `ANTIEXPERT`. A directory may stand in the place of every name.
 
 # %% tags=["parameters"]
-LARGE = "meta-llama/Llama-2-7b-hf"  # @param {type: "string"}
-EXPERT = "TinyLlama/TinyLlama-1.1B-Chat-v1.0"  # @param {type: "string"}
-ANTIEXPERT = "TinyLlama/TinyLlama-1.1B-intermediate-step-1431k-3T"  # @param {type: "string"}
+LARGE = "meta-llama/Llama-2-13b-hf"  # @param {type: "string"}
+ANTIEXPERT = "meta-llama/Llama-2-7b-hf"  # @param {type: "string"}
+ADAPTER = ""  # @param {type: "string"}
 ALPHA = 1.0  # @param {type: "number"}
 DTYPE = "bfloat16"  # @param ["bfloat16", "float32"]
+NARROW = "int8"  # @param ["int8", ""]  # weights and caches; "": as DTYPE
 NEW_TOKENS = 200  # @param {type: "integer"}
-SLOTS = 8  # @param {type: "integer"}  # rows decoded at once: 8 fit three models on v6e-1
+SLOTS = 8  # @param {type: "integer"}  # rows decoded at once
 QUESTIONS = [
     "Ein Bäcker backt 24 Brötchen und verkauft 15. Wie viele bleiben übrig?",
     "Une boîte contient 12 stylos. Combien de stylos contiennent 5 boîtes ?",
@@ -89,7 +93,9 @@ def download(name):
         ) from None
 
 
-large, expert, antiexpert = map(download, (LARGE, EXPERT, ANTIEXPERT))
+if not ADAPTER:
+    raise ValueError("ADAPTER is empty: name what the notebook align_your_model left or pushed")
+large, antiexpert, adapter = map(download, (LARGE, ANTIEXPERT, ADAPTER))
 
 # %% [markdown]
 # **The large model alone.** Its weights are freed afterwards: the steered system reads its own.
@@ -97,17 +103,20 @@ large, expert, antiexpert = map(download, (LARGE, EXPERT, ANTIEXPERT))
 # %%
 import qalign_jax
 
-alone = qalign_jax.load(large, dtype=DTYPE)
+dtypes = dict(dtype=DTYPE, weights_dtype=NARROW, cache_dtype=NARROW)
+alone = qalign_jax.load(large, **dtypes)
 answers = alone.answer(QUESTIONS, NEW_TOKENS, slots=SLOTS)
 del alone
 for question, answer in zip(QUESTIONS, answers, strict=True):
     print(f"{question}\n{answer}\n")
 
 # %% [markdown]
-# **Steered.** Three models decode as one.
+# **Steered.** Three models decode as one. `BASE+ADAPTER` names a model with an adapter beside it;
+# because its base is the anti-expert, that is loaded once.
 
 # %%
-steered = qalign_jax.ProxyTuned(large, expert, antiexpert, alpha=ALPHA, dtype=DTYPE)
+expert = f"{antiexpert}+{adapter}"
+steered = qalign_jax.ProxyTuned(large, expert, antiexpert, alpha=ALPHA, **dtypes)
 answers = steered.answer(QUESTIONS, NEW_TOKENS, slots=SLOTS)
 for question, answer in zip(QUESTIONS, answers, strict=True):
     print(f"{question}\n{answer}\n")
