@@ -126,7 +126,7 @@ def test_one_that_came_and_ended_before_the_last_is_named(port):
 def test_when_process_0_ends_the_others_are_told(port):
     coordinator = Coordinator(port, 2)
     first, second = together(lambda: member(port, 0), lambda: member(port, 1))
-    for connection in coordinator._members.values():
+    for connection in list(coordinator._members.values()):
         connection._socket.shutdown(socket.SHUT_RDWR)
     assert told(first, second) == [[f"process 0 on {HOST} {ENDED}"]] * 2
 
