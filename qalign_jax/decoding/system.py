@@ -3,8 +3,9 @@
 import collections
 import copy
 import dataclasses
+import functools
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Literal, NamedTuple
 
 from jax.sharding import Mesh
@@ -116,17 +117,16 @@ class System:
         tokenizers = [load_tokenizer(tokenizer_directory(name)) for name in names]
         check_tokenizers(names, tokenizers)
         shared = len(directories) == 3 and _shares_base(names[1], names[2], weights_dtype)
-        models: list[Model] = []
-        for place, (name, tokenizer) in enumerate(zip(names, tokenizers, strict=True)):
-            if shared and place == 2:
-                models.append(models[1].base)
-                continue
-            models.append(
-                load_model(
-                    name, mesh=mesh, dtype=dtype, tokenizer=tokenizer, weights_dtype=weights_dtype,
-                    adapted=True if shared and place == 1 else None,
+        models = load_models(
+            [
+                functools.partial(
+                    load_model, name, mesh=mesh, dtype=dtype, tokenizer=tokenizer,
+                    weights_dtype=weights_dtype,
                 )
-            )  # fmt: skip
+                for name, tokenizer in zip(names, tokenizers, strict=True)
+            ],
+            shared,
+        )  # fmt: skip
         drafting = models.pop() if kind == MODEL else LOOKUP if given == LOOKUP else None
         return cls.of(
             models, names, alpha, weights_dtype=weights_dtype, cache_dtype=cache_dtype,
@@ -306,6 +306,22 @@ class TextGenerator:
 
     def _encode(self, texts: Sequence[str]) -> list[list[int]]:
         return _encode(self._names, self._tokenizers, texts)
+
+
+def load_models(loads: Sequence[Callable[..., Model]], shared: bool) -> list[Model]:
+    """Calls what loads each model, in the order of a system's.
+
+    Args:
+      loads: take `adapted`, as of `load_model`.
+      shared: whether the expert is an adapter of the anti-expert, which is then not loaded.
+    """
+    models: list[Model] = []
+    for place, load in enumerate(loads):
+        if shared and place == 2:
+            models.append(models[1].base)
+        else:
+            models.append(load(adapted=True if shared and place == 1 else None))
+    return models
 
 
 def _shares_base(expert: str, antiexpert: str, weights_dtype: str) -> bool:

@@ -17,7 +17,13 @@ from qalign_jax.data.examples import load_examples, source_mistakes
 from qalign_jax.decoding.combine import ProxyTuning
 from qalign_jax.decoding.draft_length import AUTO, check_draft_tokens, draft_kind
 from qalign_jax.decoding.plan import LOOKUP, MODEL
-from qalign_jax.decoding.system import Answer, System, TextGenerator, check_tokenizers
+from qalign_jax.decoding.system import (
+    Answer,
+    System,
+    TextGenerator,
+    check_tokenizers,
+    load_models,
+)
 from qalign_jax.evaluation import benchmarks, records, runner, statistics
 from qalign_jax.evaluation.benchmarks import Benchmark
 from qalign_jax.evaluation.execution import TURNS, Execution
@@ -336,13 +342,9 @@ def _shares(weights: Sequence[Weights], weights_dtype: str) -> bool:
 
 def _load(stage: Evaluate, run: Run, system: SystemConfig) -> TextGenerator:
     mesh, found = make_mesh(stage.mesh), _weights(run, system)
-    shared, models = _shares(found, stage.weights_dtype), []
-    for place, weights in enumerate(found):
-        if shared and place == 2:
-            models.append(models[1].base)
-            continue
-        adapted = True if shared and place == 1 else None
-        models.append(weights.load(mesh, stage.dtype or None, stage.weights_dtype, adapted=adapted))
+    how = (mesh, stage.dtype or None, stage.weights_dtype)
+    loads = [functools.partial(weights.load, *how) for weights in found]
+    models = load_models(loads, _shares(found, stage.weights_dtype))
     models, draft = system.split(models)
     loaded = System.of(
         models, [source.name for source in system.sources()],
